@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from kvserver.storage.errors import CorruptionError, SnapshotError, StorageFailedError, WalError
 from kvserver.storage.fs import File, FileSystem, Lock, OsFileSystem
+from kvserver.storage.snapshot import SnapshotInfo, Snapshotter, SnapshotWriter
 from kvserver.storage.wal import Position, Record, Wal, WalOptions, WriteBatch
 
 __all__ = [
@@ -18,6 +19,9 @@ __all__ = [
     "Position",
     "Record",
     "SnapshotError",
+    "SnapshotInfo",
+    "SnapshotWriter",
+    "Snapshotter",
     "StorageFailedError",
     "Wal",
     "WalError",

@@ -21,8 +21,8 @@ class WalError(DataDirError):
     """The log cannot be used as it lies there: missing, foreign, of another format, or asked for what it lacks."""
 
 
-class CorruptionError(WalError):
-    """Durable bytes have changed, or are missing in the middle of the log.
+class CorruptionError(DataDirError):
+    """Durable bytes of a log or a snapshot have changed, or are missing in the middle.
 
     Attributes:
         path: the file.
@@ -39,8 +39,11 @@ class CorruptionError(WalError):
 
 
 class StorageFailedError(DataDirError):
-    """A write or sync failed. Final: what the kernel did with the pages is unknown, so a retry would prove nothing."""
+    """The disk refused. Final for the log or the snapshot that raised it.
+
+    What the kernel did with the pages of a failed sync is unknown, so a retry would prove nothing.
+    """
 
 
 class SnapshotError(DataDirError):
-    """A snapshot file cannot be written or is not valid; the log is not affected."""
+    """A snapshot cannot be used as it lies there: missing, or of another format."""

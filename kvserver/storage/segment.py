@@ -12,8 +12,8 @@ durable, and a segment gets its name only after its header is durable. So only t
 be torn, and a valid frame anywhere behind a bad one proves that the bad one had been durable: damage. For the last
 frame, the assumption is the usual one about disks: a sector (512 bytes) is written whole or not at all, or the write
 stops at some byte and nothing behind it is written. The file was all zeros there. The writer sees to it that no part of
-a frame that lies in one sector is ever all zero (it starts with a magic, ends with a non-zero trailer, and a raw payload
-is shorter than a sector or does not compress), hence:
+a frame that lies in one sector is ever all zero (it starts with a magic, ends with a non-zero trailer, and a raw
+payload is shorter than a sector or does not compress), hence:
 
 - header valid, checksum wrong: torn if the file ends inside the frame, or the frame's last byte is zero, or some
   sector's part of it is all zero. Else every sector of it provably reached the disk: damage, although nothing follows.
