@@ -1,0 +1,19 @@
+"""Multi-version key-value store: revisions, history, compaction, hashes, snapshots, watchers. Pure: no IO, no clock.
+
+``Store`` keeps the versions, ``requests`` and ``txn`` carry out the KV service's requests on it and answer them as
+bytes, ``WatchableStore`` announces changes. Knows neither Raft nor storage nor the node.
+"""
+
+from kvserver.mvcc.store import Leases, RangeOptions, RangeResult, Store
+from kvserver.mvcc.watch import WatchableStore, WatchError, WatchSink, WatchStream
+
+__all__ = [
+    "Leases",
+    "RangeOptions",
+    "RangeResult",
+    "Store",
+    "WatchError",
+    "WatchSink",
+    "WatchStream",
+    "WatchableStore",
+]

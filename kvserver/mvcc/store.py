@@ -1,0 +1,534 @@
+"""Store: the multi-version key-value state of a member.
+
+State, for every key:
+- ``_live``: key -> record of its current version. Deleted keys are not in it.
+- ``_order``: the live keys in order.
+- ``_history``: key -> what its current version replaced, oldest first: one record, or a list of records. It holds what
+  compaction has not removed; a deleted key's last one is a tombstone.
+- ``_deleted``: the keys in ``_history`` that are not live, in order, for reads in the past.
+- ``_log``: all of those records in the order of revisions, for watchers that catch up, hashes and snapshots.
+The record object is shared by all of them; a key that was written once costs its key, its record and three pointers.
+
+Invariants:
+- Revisions are dense: every write txn that changes something takes the next main revision, its changes sub revisions 0,
+  1, ... An empty store is at revision 1.
+- ``_history[key]`` is in order of revisions, and all of it is older than ``_live[key]``.
+- Reads at revision r need ``compact_revision <= r <= revision``. Compaction removes nothing that a read at or above its
+  revision, or above the oldest pin, could see.
+- The outcome of a write depends on the state and the arguments alone: every member computes the same bytes.
+
+What must not live here: requests and answers (``requests``, ``txn``), watchers (``watch``), time, and any idea of Raft.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+from kvserver import errors
+from kvserver.mvcc.compaction import CompactionJob
+from kvserver.mvcc.ordered import OrderedKeys
+from kvserver.mvcc.records import (
+    PREFIXES,
+    Tombstone,
+    body_of,
+    body_offset,
+    decode,
+    mod_revision,
+    parse_key_value,
+    tombstone,
+    varint,
+    without_value,
+)
+from kvserver.mvcc.revision_log import CHUNK_ENTRIES, Entry, RevisionLog
+from kvserver.proto.kv_pb2 import KeyValue
+from kvserver.proto.rpc_pb2 import RangeRequest
+
+SLICE_KEYS = 2000
+"""Keys that one slice of long work reads: 1 to 4 ms."""
+
+
+class Leases(Protocol):
+    """What the store needs of the lessor: keys hang on leases."""
+
+    def exists(self, lease_id: int) -> bool:
+        """Answer whether there is such a lease."""
+
+    def attach(self, lease_id: int, key: bytes) -> None:
+        """Hang a key on a lease."""
+
+    def detach(self, lease_id: int, key: bytes) -> None:
+        """Take a key off a lease."""
+
+
+class NoLeases:
+    """The lessor of a store that has none (tools, tests): every lease exists."""
+
+    def exists(self, lease_id: int) -> bool:
+        """Answer True."""
+        return True
+
+    def attach(self, lease_id: int, key: bytes) -> None:
+        """Do nothing."""
+
+    def detach(self, lease_id: int, key: bytes) -> None:
+        """Do nothing."""
+
+
+class RangeOptions(NamedTuple):
+    """What a range asks beside its keys; the fields of RangeRequest."""
+
+    limit: int = 0
+    revision: int = 0
+    sort_order: int = RangeRequest.NONE
+    sort_target: int = RangeRequest.KEY
+    keys_only: bool = False
+    count_only: bool = False
+    min_mod_revision: int = 0
+    max_mod_revision: int = 0
+    min_create_revision: int = 0
+    max_create_revision: int = 0
+
+    @property
+    def filtered(self) -> bool:
+        """Whether a revision filter is set."""
+        return bool(
+            self.min_mod_revision or self.max_mod_revision or self.min_create_revision or self.max_create_revision
+        )
+
+    @property
+    def sorted(self) -> bool:
+        """Whether the answer has to be sorted; by key ascending it is already."""
+        return self.sort_order != RangeRequest.NONE or self.sort_target != RangeRequest.KEY
+
+    def check(self) -> None:
+        """Check the options.
+
+        Raises:
+            InvalidSortOptionError: sort order or target is not of the protocol.
+        """
+        if not (0 <= self.sort_order <= RangeRequest.DESCEND and 0 <= self.sort_target <= RangeRequest.VALUE):
+            raise errors.InvalidSortOptionError
+
+
+@dataclass(slots=True)
+class RangeResult:
+    """What a range found: records in answer order, how many keys the range holds, whether the limit cut it."""
+
+    kvs: list[bytes]
+    count: int
+    more: bool
+
+
+_ALL = RangeOptions()
+
+
+class Store:
+    """The key-values of a member and their history."""
+
+    SLICE_KEYS = SLICE_KEYS
+
+    def __init__(self, leases: Leases | None = None) -> None:
+        """Make an empty store.
+
+        Args:
+            leases: told of keys that are put with a lease, and asked whether a lease exists.
+        """
+        self.revision = 1
+        self.compact_revision = -1
+        self.size_bytes = 0
+        self.leases: Leases = NoLeases() if leases is None else leases
+        self.before_compaction: list[Callable[[], None]] = []
+        self._live: dict[bytes, bytes] = {}
+        self._history: dict[bytes, bytes | list[bytes]] = {}
+        self._order = OrderedKeys()
+        self._deleted = OrderedKeys()
+        self._log = RevisionLog(2)
+        self._open: list[bytes] | None = None
+        self._pins: dict[int, int] = {}
+        self._next_pin = 0
+        self._compaction = CompactionJob(self)
+
+    # -- reading ----------------------------------------------------------------------------------------------------
+
+    def __len__(self) -> int:
+        """Answer how many keys there are now."""
+        return len(self._live)
+
+    def get(self, key: bytes) -> bytes | None:
+        """Answer the current record of a key. Hot: the whole of a plain read (benchmark ``range``)."""
+        return self._live.get(key)
+
+    def get_at(self, key: bytes, revision: int) -> bytes | None:
+        """Answer the record of a key as of ``revision``, which must not be compacted; None if it did not exist."""
+        record = self._live.get(key)
+        if record is not None and mod_revision(record) <= revision:
+            return record
+        history = self._history.get(key)
+        if history is None:
+            return None
+        if isinstance(history, list):
+            place = bisect_right(history, revision, key=mod_revision)
+            if place == 0:
+                return None
+            record = history[place - 1]
+        else:
+            if mod_revision(history) > revision:
+                return None
+            record = history
+        return None if type(record) is Tombstone else record
+
+    def estimate(self, key: bytes, range_end: bytes) -> int:
+        """Answer cheaply about how many keys a range would touch, to choose between ``range`` and ``range_slices``."""
+        if not range_end:
+            return 1
+        end = None if range_end == b"\0" else range_end
+        return self._order.count(key, end) + self._deleted.count(key, end)
+
+    def range(self, key: bytes, range_end: bytes = b"", options: RangeOptions = _ALL) -> RangeResult:
+        """Read [key, range_end) at once.
+
+        Args:
+            key: first key.
+            range_end: end of the range; empty for the single key, ``b"\\0"`` for every key >= ``key``.
+            options: revision, limit, sorting and filters; ``options.check()`` is the caller's.
+
+        Raises:
+            CompactedError: the revision is below the compact revision.
+            FutureRevisionError: the revision is above the current one.
+        """
+        if options is _ALL and not range_end:
+            record = self._live.get(key)
+            return RangeResult([], 0, False) if record is None else RangeResult([record], 1, False)
+        slices = self.range_slices(key, range_end, options)
+        while True:
+            try:
+                next(slices)
+            except StopIteration as stop:
+                result: RangeResult = stop.value
+                return result
+
+    def range_slices(
+        self, key: bytes, range_end: bytes, options: RangeOptions = _ALL
+    ) -> Generator[None, None, RangeResult]:
+        """Read [key, range_end) as of now, one bounded slice a step, while the store goes on changing.
+
+        Arguments and errors are those of :meth:`range`; errors are raised by the first step. The revision is pinned
+        from the first step until the generator ends or is closed.
+        """
+        # Within a txn the changes already made are visible, at the revision that the txn is going to have.
+        current = self.revision + 1 if self._open else self.revision
+        revision = options.revision
+        if revision > current:
+            raise errors.FutureRevisionError
+        if revision <= 0:
+            revision = current
+        if revision < self.compact_revision:
+            raise errors.CompactedError
+        if not range_end:
+            record = self._live.get(key) if revision == current else self.get_at(key, revision)
+            found = [] if record is None else [record]
+            return self._shaped(found, len(found), options)
+        end = None if range_end == b"\0" else range_end
+        limit = 0 if options.sorted or options.filtered else max(0, options.limit)
+        if revision == current:
+            count = self._order.count(key, end)
+            if options.count_only:
+                return RangeResult([], count, False)
+            if not limit:
+                limit = count
+            if limit <= SLICE_KEYS:
+                live = self._live
+                keys = self._order.range(key, end, limit)
+                return self._shaped([live[k] for k in keys], count, options)
+        else:
+            count = -1
+        pin = self.pin(revision)
+        try:
+            found = []
+            cursor: bytes | None = key
+            total = 0
+            while cursor is not None:
+                if revision == self.revision and not self._open:
+                    live = self._live
+                    keys = self._order.range(cursor, end, SLICE_KEYS)
+                    records = [live[k] for k in keys]
+                    cursor = keys[-1] + b"\0" if len(keys) == SLICE_KEYS else None
+                else:
+                    records, cursor = self._slice_at(cursor, end, revision)
+                total += len(records)
+                if not options.count_only and (not limit or len(found) < limit):
+                    found += records
+                    if count >= 0 and len(found) >= limit:
+                        break
+                yield
+            if limit:
+                del found[limit:]
+        finally:
+            self.unpin(pin)
+        return self._shaped(found, total if count < 0 else count, options)
+
+    def _slice_at(self, cursor: bytes, end: bytes | None, revision: int) -> tuple[list[bytes], bytes | None]:
+        """Read about SLICE_KEYS keys from ``cursor`` as of ``revision``; answers records and the next cursor."""
+        keys = self._order.range(cursor, end, SLICE_KEYS)
+        full = len(keys) == SLICE_KEYS
+        deleted = self._deleted.range(cursor, keys[-1] if full else end, SLICE_KEYS)
+        if deleted:
+            full = full or len(deleted) == SLICE_KEYS
+            keys = sorted(keys + deleted)[:SLICE_KEYS] if full else sorted(keys + deleted)
+        get_at = self.get_at
+        records = [record for key in keys if (record := get_at(key, revision)) is not None]
+        return records, keys[-1] + b"\0" if full else None
+
+    @staticmethod
+    def _shaped(records: list[bytes], count: int, options: RangeOptions) -> RangeResult:
+        """Filter, sort and limit what was fetched."""
+        if options is _ALL:
+            return RangeResult(records, count, False)
+        if options.count_only:
+            return RangeResult([], count, False)
+        if options.filtered:
+            records = _filtered(records, options)
+        if options.sorted:
+            records = _sorted(records, options)
+        limit = options.limit
+        # What was fetched may have been limited before; then only the count tells that there is more.
+        available = len(records) if options.filtered else count
+        more = 0 < limit < available
+        if more:
+            records = records[:limit]
+        if options.keys_only:
+            records = [without_value(record) for record in records]
+        return RangeResult(records, count, more)
+
+    def count_at(self, revision: int) -> bool:
+        """Answer whether any key existed at ``revision`` (see ``hashing``)."""
+        if revision == self.revision:
+            return bool(self._live)
+        return any(self.get_at(key, revision) is not None for key in self._live) or any(
+            self.get_at(key, revision) is not None for key in self._deleted
+        )
+
+    # -- pins -------------------------------------------------------------------------------------------------------
+
+    def pin(self, revision: int) -> int:
+        """Keep compaction from removing what a read at ``revision`` sees; answers a handle for :meth:`unpin`."""
+        handle = self._next_pin
+        self._next_pin += 1
+        self._pins[handle] = revision
+        return handle
+
+    def unpin(self, handle: int) -> None:
+        """Release a pin."""
+        self._pins.pop(handle, None)
+
+    def oldest_pin(self, default: int) -> int:
+        """Answer the oldest pinned revision, at most ``default``."""
+        return min(min(self._pins.values()), default) if self._pins else default
+
+    # -- writing ----------------------------------------------------------------------------------------------------
+
+    def begin(self) -> None:
+        """Open a write txn: all writes until :meth:`end` share one main revision."""
+        assert self._open is None
+        self._open = []
+
+    def end(self) -> int:
+        """Close the write txn; answers the store's revision, which moved if something was written."""
+        changes = self._open
+        assert changes is not None
+        self._open = None
+        if changes:
+            self._append(changes[0] if len(changes) == 1 else tuple(changes))
+        return self.revision
+
+    @contextmanager
+    def txn(self) -> Iterator[Store]:
+        """Group the writes of a ``with`` block into one main revision."""
+        self.begin()
+        try:
+            yield self
+        finally:
+            self.end()
+
+    @property
+    def txn_changes(self) -> int:
+        """How many changes the open write txn has made."""
+        return len(self._open) if self._open else 0
+
+    def _append(self, entry: Entry) -> None:
+        self.revision += 1
+        self._log.append(entry)
+
+    def put(self, key: bytes, value: bytes, lease: int = 0) -> bytes | None:
+        """Write a key; answers the record it replaces.
+
+        Hot: the most of a client write (benchmark ``put``). The new version is made by changing the decoded old one:
+        three C calls, where composing it field by field takes as many as there are fields.
+        """
+        revision = self.revision + 1
+        live = self._live
+        previous = live.get(key)
+        if previous is None:
+            message = KeyValue(key=key, create_revision=revision, mod_revision=revision, version=1, value=value)
+            if lease:
+                message.lease = lease
+                self.leases.attach(lease, key)
+            self._order.add(key)
+            history = self._history.get(key)
+            if history is not None:
+                self._deleted.remove(key)
+        else:
+            message = parse_key_value(
+                previous[2:]
+                if previous[1] < 0x80
+                else previous[3:]
+                if previous[2] < 0x80
+                else previous[body_offset(previous) :]
+            )
+            message.mod_revision = revision
+            message.version += 1
+            message.value = value
+            old_lease = message.lease
+            if old_lease != lease:
+                message.lease = lease
+                if old_lease:
+                    self.leases.detach(old_lease, key)
+                if lease:
+                    self.leases.attach(lease, key)
+            histories = self._history
+            history = histories.get(key)
+            if history is None:
+                histories[key] = previous
+            elif isinstance(history, list):
+                history.append(previous)
+            else:
+                histories[key] = [history, previous]
+        body = message.SerializeToString()
+        length = len(body)
+        record = PREFIXES[length] + body if length < 0x4000 else b"\x12" + varint(length) + body
+        live[key] = record
+        self.size_bytes += length
+        if self._open is not None:
+            self._open.append(record)
+        else:
+            self.revision = revision
+            tail = self._log.tail
+            tail.append(record)
+            if len(tail) >= CHUNK_ENTRIES:
+                self._log.seal()
+        return previous
+
+    def delete_range(self, key: bytes, range_end: bytes = b"") -> list[bytes]:
+        """Delete [key, range_end); answers the records deleted, in key order."""
+        if not range_end:
+            return self.delete_keys((key,) if key in self._live else ())
+        end = None if range_end == b"\0" else range_end
+        return self.delete_keys(self._order.range(key, end))
+
+    def delete_keys(self, keys: Iterable[bytes]) -> list[bytes]:
+        """Delete the given keys in the given order as one txn; keys that do not exist are passed over."""
+        revision = self.revision + 1
+        live = self._live
+        histories = self._history
+        changes: list[bytes] = []
+        deleted: list[bytes] = []
+        for key in keys:
+            previous = live.pop(key, None)
+            if previous is None:
+                continue
+            record = tombstone(key, revision)
+            history = histories.get(key)
+            if history is None:
+                histories[key] = [previous, record]
+            elif isinstance(history, list):
+                history += (previous, record)
+            else:
+                histories[key] = [history, previous, record]
+            lease = decode(previous).lease
+            if lease:
+                self.leases.detach(lease, key)
+            self._order.remove(key)
+            self._deleted.add(key)
+            self.size_bytes += len(record)
+            changes.append(record)
+            deleted.append(previous)
+        if self._open is not None:
+            self._open += changes
+        elif changes:
+            self._append(changes[0] if len(changes) == 1 else tuple(changes))
+        return deleted
+
+    # -- compaction -------------------------------------------------------------------------------------------------
+
+    def check_compaction(self, revision: int) -> None:
+        """Check that the history below ``revision`` may be forgotten.
+
+        Raises:
+            CompactedError: it has been already.
+            FutureRevisionError: the revision is above the current one.
+        """
+        if revision <= self.compact_revision:
+            raise errors.CompactedError
+        if revision > self.revision:
+            raise errors.FutureRevisionError
+
+    def compact(self, revision: int) -> Generator[None, None, None]:
+        """Forget the history below ``revision``.
+
+        From this call on reads below it fail. The generator removes what is not needed any more, a slice a step;
+        it must be run, by the caller's leisure.
+
+        Raises:
+            CompactedError: it has been forgotten already.
+            FutureRevisionError: the revision is above the current one.
+        """
+        self.check_compaction(revision)
+        for callback in self.before_compaction:
+            callback()
+        self.compact_revision = revision
+        return self._compaction.run(revision)
+
+    # -- the log ----------------------------------------------------------------------------------------------------
+
+    @property
+    def log(self) -> RevisionLog:
+        """The records by revision; read only."""
+        return self._log
+
+
+def _filtered(records: list[bytes], options: RangeOptions) -> list[bytes]:
+    low_mod, high_mod = options.min_mod_revision, options.max_mod_revision
+    low_create, high_create = options.min_create_revision, options.max_create_revision
+    kept = []
+    for record in records:
+        message = parse_key_value(body_of(record))
+        if low_mod and message.mod_revision < low_mod:
+            continue
+        if high_mod and message.mod_revision > high_mod:
+            continue
+        if low_create and message.create_revision < low_create:
+            continue
+        if high_create and message.create_revision > high_create:
+            continue
+        kept.append(record)
+    return kept
+
+
+_SORT_KEYS: dict[int, Callable[[bytes], int | bytes]] = {
+    RangeRequest.VERSION: lambda record: decode(record).version,
+    RangeRequest.CREATE: lambda record: decode(record).create_revision,
+    RangeRequest.MOD: lambda record: decode(record).mod_revision,
+    RangeRequest.VALUE: lambda record: decode(record).value,
+}
+
+
+def _sorted(records: list[bytes], options: RangeOptions) -> list[bytes]:
+    """Sort records that are in key order; ties stay in key order."""
+    descending = options.sort_order == RangeRequest.DESCEND
+    if options.sort_target == RangeRequest.KEY:
+        return records[::-1] if descending else records
+    return sorted(records, key=_SORT_KEYS[options.sort_target], reverse=descending)
