@@ -35,6 +35,15 @@ class CompactionJob:
         self.done_revision = -1
         self._running: Iterator[None] | None = None
 
+    def abandon(self) -> None:
+        """End all work: the store's state is going to be replaced."""
+        self._running = None
+        self.done_revision = 1 << 62
+
+    def rebind(self, store: Store) -> None:
+        """Work on another store from now on, whose state was taken over with this job."""
+        self._store = store
+
     def run(self, revision: int) -> Generator[None, None, None]:
         """Run until everything below ``revision`` is removed; several runs share the work."""
         store = self._store

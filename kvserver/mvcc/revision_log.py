@@ -80,12 +80,20 @@ class RevisionLog:
         if len(self.tail) >= CHUNK_ENTRIES:
             self.seal()
 
-    def append_at(self, revision: int, entry: Entry) -> None:
-        """Add an entry at a later main revision than the last; there is nothing between (restore)."""
-        last = self.chunks[-1]
-        if revision != last.first + len(self.tail):
-            self.skip_to(revision)
-        self.append(entry)
+    def load(self, mains: array[int], entries: list[Entry | None]) -> None:
+        """Add entries at the given later main revisions, as a chunk of their own (restore).
+
+        Args:
+            mains: main revisions, ascending.
+            entries: one for each.
+        """
+        self.skip_to(mains[0])
+        if mains[-1] - mains[0] == len(mains) - 1:
+            self.tail += entries
+        else:
+            self.chunks[-1] = Chunk(mains[0], entries, mains)
+            self.tail = entries
+        self.skip_to(mains[-1] + 1)
 
     def seal(self) -> None:
         """Close the tail for good and start a new one."""

@@ -26,10 +26,12 @@ from bisect import bisect_right
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypeVar
 
 from kvserver import errors
+from kvserver.mvcc import snapshot
 from kvserver.mvcc.compaction import CompactionJob
+from kvserver.mvcc.hashing import hash_slices
 from kvserver.mvcc.ordered import OrderedKeys
 from kvserver.mvcc.records import (
     PREFIXES,
@@ -124,6 +126,17 @@ class RangeResult:
 
 
 _ALL = RangeOptions()
+_Result = TypeVar("_Result")
+
+
+def run(slices: Generator[None, None, _Result]) -> _Result:
+    """Run sliced work to its end at once."""
+    while True:
+        try:
+            next(slices)
+        except StopIteration as stop:
+            result: _Result = stop.value
+            return result
 
 
 class Store:
@@ -203,13 +216,7 @@ class Store:
         if options is _ALL and not range_end:
             record = self._live.get(key)
             return RangeResult([], 0, False) if record is None else RangeResult([record], 1, False)
-        slices = self.range_slices(key, range_end, options)
-        while True:
-            try:
-                next(slices)
-            except StopIteration as stop:
-                result: RangeResult = stop.value
-                return result
+        return run(self.range_slices(key, range_end, options))
 
     def range_slices(
         self, key: bytes, range_end: bytes, options: RangeOptions = _ALL
@@ -247,12 +254,15 @@ class Store:
         else:
             count = -1
         pin = self.pin(revision)
+        log = self._log
         try:
             found = []
             cursor: bytes | None = key
             total = 0
             while cursor is not None:
-                if revision == self.revision and not self._open:
+                if self._log is not log:
+                    raise errors.CompactedError
+                if revision == (self.revision + 1 if self._open else self.revision):
                     live = self._live
                     keys = self._order.range(cursor, end, SLICE_KEYS)
                     records = [live[k] for k in keys]
@@ -303,14 +313,6 @@ class Store:
         if options.keys_only:
             records = [without_value(record) for record in records]
         return RangeResult(records, count, more)
-
-    def count_at(self, revision: int) -> bool:
-        """Answer whether any key existed at ``revision`` (see ``hashing``)."""
-        if revision == self.revision:
-            return bool(self._live)
-        return any(self.get_at(key, revision) is not None for key in self._live) or any(
-            self.get_at(key, revision) is not None for key in self._deleted
-        )
 
     # -- pins -------------------------------------------------------------------------------------------------------
 
@@ -491,6 +493,74 @@ class Store:
             callback()
         self.compact_revision = revision
         return self._compaction.run(revision)
+
+    @property
+    def removed_revision(self) -> int:
+        """How far the physical removal has come: it is done for this compact revision."""
+        return self._compaction.done_revision
+
+    def resume_compaction(self) -> Generator[None, None, None] | None:
+        """Answer the work that a restored store's last compaction left undone, None if there is none."""
+        if self.removed_revision >= self.compact_revision:
+            return None
+        return self._compaction.run(self.compact_revision)
+
+    # -- hashes and snapshots ---------------------------------------------------------------------------------------
+
+    def hash_kv(self, revision: int = 0) -> tuple[int, int, int]:
+        """Hash the history up to ``revision`` at once; see :meth:`hash_kv_slices`."""
+        return run(hash_slices(self, revision))
+
+    def hash_kv_slices(self, revision: int = 0) -> Generator[None, None, tuple[int, int, int]]:
+        """Hash the history up to ``revision`` (0: the current one) by etcd's algorithm, a slice a step.
+
+        Returns:
+            (hash, compact revision, revision hashed).
+
+        Raises:
+            CompactedError, FutureRevisionError: by the first step; the revision must be above the compact revision.
+        """
+        return hash_slices(self, revision)
+
+    def snapshot(self) -> Iterator[bytes]:
+        """Take a snapshot of the store as it is at this call; its chunks are made as they are asked for."""
+        return snapshot.take(self)
+
+    @classmethod
+    def restore(cls, chunks: Iterable[bytes], leases: Leases | None = None) -> Store:
+        """Rebuild a store at once; see :meth:`restore_slices`."""
+        return run(cls.restore_slices(chunks, leases))
+
+    @classmethod
+    def restore_slices(cls, chunks: Iterable[bytes], leases: Leases | None = None) -> Generator[None, None, Store]:
+        """Rebuild a store from the chunks of a snapshot, a slice a step.
+
+        Args:
+            chunks: what :meth:`snapshot` yielded.
+            leases: as for a new store; it learns its keys from :meth:`leased_keys`.
+
+        Raises:
+            SnapshotFormatError: the chunks are not a snapshot, or end early.
+        """
+        store = cls(leases)
+        yield from snapshot.load(store, chunks)
+        return store
+
+    def leased_keys(self) -> Iterator[tuple[int, bytes]]:
+        """Yield (lease, key) of the keys that hang on a lease: what a lessor forgets over a restart."""
+        return snapshot.leased_keys(self._live)
+
+    def adopt(self, other: Store) -> None:
+        """Take over the whole state of another store, which must not be used any more.
+
+        For a member that is sent a snapshot: who holds this store goes on with it. Watchers are told by
+        ``WatchableStore.adopted``. Hashes and snapshots begun before go on as they were; ranges in slices fail.
+        """
+        kept = self.before_compaction
+        self._compaction.abandon()
+        self.__dict__.update(other.__dict__)
+        self.before_compaction = kept
+        self._compaction.rebind(self)
 
     # -- the log ----------------------------------------------------------------------------------------------------
 

@@ -306,6 +306,15 @@ class WatchableStore:
     def resumed(self, stream: WatchStream) -> None:
         """Take note that a stream has room again; its watchers catch up in the next slices."""
 
+    def adopted(self) -> None:
+        """Take note that the store took over the state of a snapshot: everybody catches up from its log."""
+        for stream in self.streams.values():
+            for watcher in stream.watchers.values():
+                if watcher.synced:
+                    watcher.needs = max(watcher.needs, self.announced + 1)
+                    self.make_unsynced(watcher)
+        self.announced = self.store.revision
+
     # -- announcing ---------------------------------------------------------------------------------------------------
 
     def flush(self) -> None:
