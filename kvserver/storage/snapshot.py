@@ -6,9 +6,9 @@ A file ``<term, 16 hex digits>-<index, 16 hex digits>.snap`` is a header, chunk 
     frame    kind u8 (1 chunk, 2 footer), 3 zero bytes, stored length u32, raw length u32, chain CRC32-C u32, payload
     footer   a frame whose payload is: chunks u64, their raw bytes u64, their stored bytes u64; then the file ends
 
-A chunk's payload is one independent zstd frame, so a chunk is verified, then decompressed, within bounds and on its own;
-memory is that of one chunk however large the snapshot. The chain CRC starts with the header's and runs through all
-frames, the footer counts: nothing can be lost, exchanged or cut off unseen.
+A chunk's payload is one independent zstd frame, so a chunk is verified, then decompressed, within bounds and on its
+own; memory is that of one chunk however large the snapshot. The chain CRC starts with the header's and runs through
+all frames, the footer counts: nothing can be lost, exchanged or cut off unseen.
 
 States of a file: being written it is ``<name>.tmp``; :meth:`SnapshotWriter.commit` makes it durable, then gives it its
 name, then makes the name durable. A file with a name is therefore complete, unless the disk damaged it; such a one is
@@ -26,7 +26,7 @@ import errno
 import logging
 import re
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import zstandard
@@ -297,7 +297,7 @@ class Snapshotter:
             raise StorageFailedError(f"{path}: cannot set the damaged snapshot aside: {error}") from error
         log.error("set aside a damaged snapshot as %s%s: %s", info.name, BROKEN_SUFFIX, reason)
 
-    def prune(self, keep: int = limits.SNAPSHOTS_KEPT) -> list[SnapshotInfo]:
+    def prune(self, keep: int = limits.SNAPSHOTS_KEPT) -> Sequence[SnapshotInfo]:
         """Removes all but the newest snapshots. Errors of the disk are logged: an old file too many does no harm.
 
         Args:
