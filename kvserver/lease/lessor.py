@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Iterable, Iterator
-from math import ceil
+from math import ceil, inf
 from typing import NamedTuple
 
 from kvserver import errors
@@ -42,6 +42,10 @@ class TimeToLive(NamedTuple):
     remaining: int
     granted: int
     keys: list[bytes]
+
+
+def _by_expiry(lease: Lease) -> tuple[float, int]:
+    return inf if lease.expiry is None else lease.expiry, lease.lease_id
 
 
 class Lessor:
@@ -124,8 +128,8 @@ class Lessor:
             lease.keys.pop(key, None)
 
     def leases(self) -> list[int]:
-        """Answer the ids of all leases, in order."""
-        return sorted(self._leases)
+        """Answer the ids of all leases, those that run out first first."""
+        return [lease.lease_id for lease in sorted(self._leases.values(), key=_by_expiry)]
 
     def snapshot(self) -> list[tuple[int, int]]:
         """Answer (id, TTL) of all leases in order of ids; keys are found again in the store."""

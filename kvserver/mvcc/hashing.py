@@ -45,7 +45,9 @@ def hash_slices(store: Store, revision: int) -> Generator[None, None, tuple[int,
         raise errors.CompactedError
     if revision > store.revision:
         raise errors.FutureRevisionError
-    if revision <= 0:
+    if revision < 0:
+        return extend(0, b"key"), compacted, revision  # nothing is at or below it
+    if revision == 0:
         revision = store.revision
     pins = (store.pin(revision), store.pin(max(compacted, 0)))
     try:

@@ -75,50 +75,43 @@ def _check_lists(request: TxnRequest, operations_max: int) -> None:
 
 
 class _Intervals:
-    """A union of half-open key intervals, kept disjoint and in order; ``end`` None is unbounded."""
+    """A union of half-open key intervals, kept disjoint and in order."""
 
     __slots__ = ("_ends", "_starts")
 
     def __init__(self) -> None:
         self._starts: list[bytes] = []
-        self._ends: list[bytes | None] = []
+        self._ends: list[bytes] = []
 
-    def add(self, start: bytes, end: bytes | None) -> None:
-        if end is not None and end <= start:
+    def add(self, start: bytes, end: bytes) -> None:
+        if end <= start:
             return
         starts, ends = self._starts, self._ends
         low = bisect_left(starts, start)
-        if low and _reaches(ends[low - 1], start):
+        if low and ends[low - 1] >= start:
             low -= 1
             start = starts[low]
-        high = len(starts) if end is None else bisect_right(starts, end)
+        high = bisect_right(starts, end)
         if high > low:
-            last = ends[high - 1]
-            if last is None or (end is not None and last > end):
-                end = last
+            end = max(end, ends[high - 1])
         starts[low:high] = [start]
         ends[low:high] = [end]
 
     def __contains__(self, key: bytes) -> bool:
         place = bisect_right(self._starts, key) - 1
-        if place < 0:
-            return False
-        end = self._ends[place]
-        return end is None or key < end
+        return place >= 0 and key < self._ends[place]
 
     def update(self, other: _Intervals) -> None:
         for start, end in zip(other._starts, other._ends, strict=True):
             self.add(start, end)
 
 
-def _reaches(end: bytes | None, key: bytes) -> bool:
-    return end is None or end >= key
-
-
 def _written(operations: Sequence[RequestOp]) -> tuple[set[bytes], _Intervals]:
     """Answer the keys put and the intervals deleted by a list of operations and what it nests.
 
-    The order of work is etcd's: deletes of this level, then nested txns one by one, then puts of this level.
+    The order of work is etcd's: deletes of this level, then nested txns one by one, then puts of this level. So are two
+    gaps of it: an unbounded delete (end ``b"\\0"``) counts as an empty interval, and a put in a nested txn may meet a
+    delete in a later one. Both run as written, in order.
 
     Raises:
         DuplicateKeyError: a key is put twice, or put and deleted.
@@ -129,10 +122,7 @@ def _written(operations: Sequence[RequestOp]) -> tuple[set[bytes], _Intervals]:
         if operation.HasField("request_delete_range"):
             request = operation.request_delete_range
             end = request.range_end
-            if not end:
-                deletes.add(request.key, request.key + b"\0")
-            else:
-                deletes.add(request.key, None if end == b"\0" else end)
+            deletes.add(request.key, end or request.key + b"\0")
     for operation in operations:
         if operation.HasField("request_txn"):
             success_puts, success_deletes = _written(operation.request_txn.success)
@@ -233,11 +223,21 @@ def _compare(compare: Compare, current: KeyValue) -> bool:
     return True
 
 
-def _check_put_now(store: Store, request: PutRequest) -> None:
-    if (request.ignore_value or request.ignore_lease) and store.get(request.key) is None:
-        raise errors.KeyNotFoundError
-    if request.lease and not store.leases.exists(request.lease):
-        raise errors.LeaseNotFoundError
+def _check_puts_now(store: Store, operations: Sequence[RequestOp]) -> None:
+    deleted: list[bytes] = []
+    for operation in operations:
+        if operation.HasField("request_delete_range"):
+            # Only an unbounded delete can be before a put of a key it deletes; see _written.
+            if operation.request_delete_range.range_end == b"\0":
+                deleted.append(operation.request_delete_range.key)
+        elif operation.HasField("request_put"):
+            request = operation.request_put
+            if request.ignore_value or request.ignore_lease:
+                key = request.key
+                if store.get(key) is None or any(key >= start for start in deleted):
+                    raise errors.KeyNotFoundError
+            if request.lease and not store.leases.exists(request.lease):
+                raise errors.LeaseNotFoundError
 
 
 def _check_range_now(store: Store, request: RangeRequest) -> None:
@@ -262,9 +262,7 @@ def execute(store: Store, request: TxnRequest, header: Header) -> bytes:
     """
     path = _Path(store, request)
     operations = list(path.walk())
-    for operation in operations:
-        if operation.HasField("request_put"):
-            _check_put_now(store, operation.request_put)
+    _check_puts_now(store, operations)
     for operation in operations:
         if operation.HasField("request_range"):
             _check_range_now(store, operation.request_range)
@@ -307,7 +305,11 @@ def _put(store: Store, request: PutRequest) -> bytes:
     value, lease = request.value, request.lease
     if request.ignore_value or request.ignore_lease:
         previous = store.get(request.key)
-        current = _NOTHING if previous is None else decode(previous)
+        if previous is None:
+            raise AssertionError(
+                "a txn passed its checks, yet a key that ignore_value or ignore_lease needs is missing"
+            )
+        current = decode(previous)
         if request.ignore_value:
             value = current.value
         if request.ignore_lease:
