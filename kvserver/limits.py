@@ -38,3 +38,151 @@ SNAPSHOT_SYNC_BYTES = 8 * 1024 * 1024
 
 SNAPSHOTS_KEPT = 2
 """Snapshots kept: the newest and one to fall back on."""
+
+WIRE_MESSAGE_BYTES_MAX = REQUEST_BYTES_MAX + 512 * 1024
+"""Largest gRPC message the server receives: the largest request and etcd's allowance for what gRPC adds, so that a
+request slightly too large is refused by name ("request is too large"), a huge one before it is in memory."""
+
+WIRE_STREAMS_MAX = 1000
+"""Streams open at once on one connection: a client library's watches and calls fit by far, and what one peer may have
+in flight stays bounded. Announced; a stream above it is refused, which clients repeat."""
+
+WIRE_HEADER_LIST_BYTES_MAX = 64 * 1024
+"""Decoded header list of one request: auth tokens are the largest thing in it. Above it HPACK bombs begin."""
+
+WIRE_CONTINUATIONS_MAX = 64
+"""CONTINUATION frames of one header block: the header list limit fits five full frames; 64 leaves room for peers that
+fragment, and ends a flood (CVE-2024-27316)."""
+
+WIRE_RESET_BURST = 1000
+WIRE_RESETS_PER_SECOND = 200
+"""Streams that a peer may reset, or make us reset, without our calming it down (rapid reset, CVE-2023-44487,
+CVE-2025-8671). The burst lets one connection's worth of deadlines expire at the same moment."""
+
+WIRE_SETTINGS_BURST = 100
+WIRE_SETTINGS_PER_SECOND = 10
+"""SETTINGS frames accepted (CVE-2019-9515): libraries send one or two; some adapt windows once a round trip."""
+
+WIRE_PING_BURST = 1000
+WIRE_PINGS_PER_SECOND = 100
+"""PINGs answered where the keep-alive rule does not apply, that is as a client (CVE-2019-9512)."""
+
+WIRE_PING_MIN_SECONDS = 5.0
+"""Keep-alive pings may come this often while streams are open: etcd's ``--grpc-keepalive-min-time``."""
+
+WIRE_PING_IDLE_MIN_SECONDS = 7200.0
+"""Pings without an open stream may come this often: what grpc-go enforces unless told otherwise."""
+
+WIRE_PING_STRIKES_MAX = 2
+"""Pings that may come too early between two answers: grpc-go's number. The next one is answered "too_many_pings"."""
+
+WIRE_KEEPALIVE_INTERVAL_SECONDS = 7200.0
+WIRE_KEEPALIVE_TIMEOUT_SECONDS = 20.0
+"""The server pings a silent connection after the interval and drops it when nothing comes back for the timeout: etcd's
+``--grpc-keepalive-interval`` and ``--grpc-keepalive-timeout``."""
+
+WIRE_HANDSHAKE_SECONDS = 10.0
+"""From accepting a connection to the client's preface and SETTINGS: a silent connection holds a descriptor no longer."""
+
+WIRE_IDLE_FRAMES_BASE = 1000
+WIRE_IDLE_FRAMES_PER_WORK = 10
+"""Frames that carry no work (WINDOW_UPDATE, PRIORITY, empty DATA, unknown types, resets of closed streams): a fixed
+number, and so many more for each stream opened and each DATA frame in either direction. Clients send two or three window
+updates a message; one-byte window games and empty-frame floods (CVE-2019-9511, -9518) reach the bound."""
+
+WIRE_STREAM_WINDOW_BYTES = 1024 * 1024
+"""Receive window of a stream: a request of the largest size needs one WINDOW_UPDATE."""
+
+WIRE_CONNECTION_WINDOW_BYTES = 16 * 1024 * 1024
+"""Receive window of a connection: what may be under way; given back on receipt, so that no stream waits for another."""
+
+WIRE_PARTIAL_BYTES_MAX = 64 * 1024 * 1024
+"""Bytes of unfinished request messages held for one connection; the stream that would exceed it is refused."""
+
+WIRE_QUEUED_BYTES_MAX = 64 * 1024 * 1024
+"""Answers held for one connection whose peer grants no window or does not read. Above it further answers are dropped
+and their streams reset. One answer alone may be larger."""
+
+WIRE_STREAM_HIGH_WATER_BYTES = 1024 * 1024
+WIRE_STREAM_LOW_WATER_BYTES = 256 * 1024
+"""``buffered_bytes`` of a server stream above which its producer should stop, and to which it falls before
+``on_drained`` is called."""
+
+WIRE_SOCKET_HIGH_WATER_BYTES = 256 * 1024
+"""Bytes in the transport's buffer above which no more frames are made and no more requests are read."""
+
+WIRE_PUMP_BYTES = 1024 * 1024
+"""Queued bytes turned into frames at one go for one connection: a large answer neither stalls the loop nor the other
+streams."""
+
+WIRE_STATUS_MESSAGE_BYTES_MAX = 4096
+"""``grpc-message`` of an answer: clients refuse header lists above 8 KiB."""
+
+WIRE_HEADER_BLOCKS_CACHED = 64
+WIRE_HEADER_BLOCK_CACHED_BYTES_MAX = 1024
+"""Header blocks (and request heads) remembered by a connection, and the largest remembered: a client uses a few methods,
+all with small blocks."""
+
+JSON_SCAN_BYTES_MAX = 65_536
+"""How far into a body that is not JSON the gateway looks for the fault to name: some 10 ms of work."""
+
+HTTP_FIRST_BYTES_SECONDS = 10.0
+"""From accepting a connection to the bytes that tell gRPC from HTTP: a silent client holds a descriptor no longer."""
+
+HTTP_HEAD_SECONDS = 10.0
+"""From the first byte of an HTTP request's head to its last: ends slow-header attacks; an idle connection may stay."""
+
+HTTP_BODY_PAUSE_SECONDS = 30.0
+"""Longest pause within the body of a unary HTTP request: a slow link has time, a stalled one does not hold its buffer."""
+
+HTTP_HEAD_BYTES_MAX = 65_536
+"""Request line and headers of an HTTP request: the same 64 KiB as a gRPC header list."""
+
+GRPC_OVERHEAD_BYTES = 524_288
+"""What a message may exceed ``--max-request-bytes`` by before it is refused unread: etcd's number."""
+
+HTTP_HEADS_CACHED = 1024
+HTTP_HEAD_CACHED_BYTES_MAX = 1024
+"""Parsed request heads remembered, and the largest remembered: a client repeats its head but for Content-Length."""
+
+HTTP_STREAM_HIGH_WATER_BYTES = 1_048_576
+"""Unsent bytes of a streaming answer over HTTP above which its producer should pause, as on gRPC."""
+
+ACCEPT_BATCH = 64
+"""Connections accepted at one go: a burst is taken quickly, and the loop turns in between."""
+
+ACCEPT_PAUSE_SECONDS = 0.5
+"""Rest after accepting failed for want of descriptors or memory; trying at once would spin."""
+
+DESCRIPTORS_RESERVED = 150
+"""File descriptors that client connections leave to the log, snapshots and peers: etcd's number."""
+
+REFUSED_CONNECTION_LOGS_PER_SECOND = 10
+"""Log lines about connections that were no client's; a scanner must not fill the disk."""
+
+PENDING_PROPOSALS_MAX = 100_000
+"""Writes that wait for the disk: about a second's worth at full speed; more than that is "too many requests"."""
+
+SNAPSHOT_SMALL_BYTES = 1_048_576
+"""A snapshot is due after ``--snapshot-count`` entries, and when the log grew by as much as the last snapshot is large
+less this much: writing snapshots then costs at most about as much as writing the log, and small ones are never put off."""
+
+INLINE_WRITE_SECONDS_MAX = 0.002
+"""A lone proposal is written on the loop thread only while the disk has been faster than this: a slow disk must not hold
+the loop."""
+
+INLINE_WRITE_DECAY = 0.98
+"""How fast a slow write is forgotten: after 100 writes a tenth of it is left."""
+
+WORK_SLICE_SECONDS = 0.005
+"""Time that long work (compaction, large reads, hashes) takes of the loop before requests get their turn again."""
+
+JSON_SLICE_BYTES = 131_072
+"""Answers above this are written as JSON in slices of about this size, the loop turning in between: some 5 ms each."""
+
+JSON_LIST_ITEMS_MAX = 10_000
+"""Elements of one list in a JSON request: far above every list the protocol allows, and some 10 ms of work."""
+
+WATCHERS_PER_STREAM_MAX = 100_000
+"""Watchers on one watch stream, about 400 bytes each: ten times what one client library was seen to hold; a client that
+creates them in a loop is refused before it costs more than some tens of megabytes."""
