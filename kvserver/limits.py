@@ -186,3 +186,7 @@ JSON_LIST_ITEMS_MAX = 10_000
 WATCHERS_PER_STREAM_MAX = 100_000
 """Watchers on one watch stream, about 400 bytes each: ten times what one client library was seen to hold; a client that
 creates them in a loop is refused before it costs more than some tens of megabytes."""
+
+HTTP_DRAIN_BYTES_MAX = 64 * 1024 * 1024
+"""A body too large is read to its end, and dropped, up to this size, since a client that is still sending does not read
+the refusal; beyond it the connection is closed."""

@@ -1,0 +1,255 @@
+"""HPACK header blocks to what gRPC needs of them, as fast as Python can.
+
+A block's meaning depends on the connection's dynamic table, which is ``hpack``'s. Three ways lead to a result, the fast
+ones first:
+
+1. **The very same bytes.** A block that neither inserts nor resizes means the same as long as the table does not
+   change, so results are kept by block bytes (the caller's dict ``blocks``, which this module empties when the table
+   changes).
+2. **The same fields in other bytes.** A client that sends a different ``grpc-timeout`` with each call has it indexed
+   (grpc-go, node), which shifts the index of every other field: no block is ever repeated. Such blocks are walked
+   here field by field over ``hpack``'s own table (:meth:`HeaderDecoder.walk`); the fields without the timeout are a
+   key to the finished result.
+3. **Everything else**: ``hpack.Decoder``. The walk hands over to it in the middle of a block where it meets something
+   unusual, which is sound because fields are independent but for the table.
+
+Invariants: the table is changed only by ``hpack``'s own methods; whatever changes it empties ``blocks``.
+No stream, frame or socket here.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, MutableMapping
+from typing import Generic, TypeVar
+
+from hpack import Decoder, HPACKDecodingError, HPACKError, OversizedHeaderListError
+from hpack.huffman_table import (
+    HUFFMAN_COMPLETE,
+    HUFFMAN_EMIT_SYMBOL,
+    HUFFMAN_FAIL,
+    HUFFMAN_TABLE,
+    decode_huffman,
+)
+from hpack.table import HeaderTable
+
+from kvserver.wire.faults import PeerFaultError
+from kvserver.wire.frames import ErrorCode
+
+Field = tuple[bytes, bytes]
+
+_Value = TypeVar("_Value")
+
+TIMEOUT = b"grpc-timeout"
+
+_STATIC: tuple[Field, ...] = tuple(HeaderTable.STATIC_TABLE)
+_WALK_BYTES_MAX = 1024
+
+_huffman_known: dict[bytes, bytes] = {}
+_HUFFMAN_KNOWN_MAX = 4096
+
+
+class _WalkEnds(Exception):  # noqa: N818 - not an error: the walk has met something that hpack shall read
+    pass
+
+
+def _huffman(data: bytes) -> bytes:
+    """Decode a Huffman-coded string; short ones are remembered, since names repeat."""
+    value = _huffman_known.get(data)
+    if value is None:
+        value = decode_huffman(data)
+        if len(data) <= 32:
+            if len(_huffman_known) >= _HUFFMAN_KNOWN_MAX:
+                _huffman_known.clear()
+            _huffman_known[data] = value
+    return value
+
+
+class HeaderDecoder(Generic[_Value]):
+    """Decodes the header blocks of one direction of one connection.
+
+    Args:
+        list_bytes_max: largest decoded header list, counted as RFC 9113 10.5.1 does.
+        blocks: results by block bytes, emptied here whenever the dynamic table changes.
+    """
+
+    __slots__ = ("_blocks", "_decoder", "_entries", "_list_bytes_max", "_table")
+
+    def __init__(self, list_bytes_max: int, blocks: MutableMapping[bytes, _Value]) -> None:
+        self._decoder = Decoder(max_header_list_size=list_bytes_max)
+        self._table: HeaderTable = self._decoder.header_table
+        self._entries: deque[Field] = self._table.dynamic_entries
+        self._list_bytes_max = list_bytes_max
+        self._blocks = blocks
+
+    def decode(self, block: bytes) -> tuple[list[Field], bool]:
+        """Decode a whole block.
+
+        Returns:
+            The fields, and whether the block left the table as it was (so that its bytes may be remembered).
+
+        Raises:
+            PeerFaultError: not HPACK, or larger than the limit; the table is unusable afterwards.
+        """
+        table = self._table
+        entries = self._entries
+        before = (entries[0] if entries else None, len(entries), table.maxsize)
+        fields = self._decode(block)
+        unchanged = (
+            len(entries) == before[1] and table.maxsize == before[2] and (not entries or entries[0] is before[0])
+        )
+        if not unchanged:
+            self._blocks.clear()
+        return fields, unchanged
+
+    def _decode(self, block: bytes) -> list[Field]:
+        try:
+            decoded: Iterable[Field] = self._decoder.decode(block, raw=True)
+        except OversizedHeaderListError as error:
+            raise PeerFaultError(ErrorCode.ENHANCE_YOUR_CALM, str(error)) from None
+        except (HPACKError, ValueError, IndexError) as error:
+            raise PeerFaultError(ErrorCode.COMPRESSION_ERROR, f"header block: {error}") from None
+        return [(bytes(field[0]), bytes(field[1])) for field in decoded]
+
+    def walk(self, block: bytes) -> tuple[tuple[Field, ...], bytes | None, bool] | None:
+        """Decode a block of common shape; the fast way for a changing ``grpc-timeout``. Hot: "varying timeout".
+
+        Returns:
+            The fields without the literal ``grpc-timeout``, that timeout's value if there was one, and whether the
+            table is unchanged; ``None`` when the block is not for this way (nothing was changed then). The size of the
+            list is not checked: the caller does it for lists it has not seen before (see :meth:`check_size`).
+
+        Raises:
+            PeerFaultError: see :meth:`decode`.
+        """
+        size = len(block)
+        if size > _WALK_BYTES_MAX or not size or block[0] & 0xE0 == 0x20:
+            return None
+        entries = self._entries
+        fields: list[Field] = []
+        append = fields.append
+        timeout: bytes | None = None
+        unchanged = True
+        position = 0
+        try:
+            while position < size:
+                byte = block[position]
+                if byte >= 0x80:
+                    if byte < 0xBE:
+                        append(_STATIC[byte - 0x81])
+                    elif byte < 0xFF:
+                        append(entries[byte - 0xBE])
+                    else:
+                        position += 1
+                        second = block[position]
+                        if second >= 0x80:
+                            position -= 1
+                            raise _WalkEnds
+                        append(entries[second + 65])  # 127 + second - 62
+                    position += 1
+                    continue
+                start = position
+                index = byte & 0x3F if byte >= 0x40 else byte & 0x0F
+                position += 1
+                if index == 0:
+                    length = block[position]
+                    position += 1
+                    if length & 0x7F == 0x7F:
+                        position = start
+                        raise _WalkEnds
+                    end = position + (length & 0x7F)
+                    name = block[position:end]
+                    if length & 0x80:
+                        name = _huffman(name)
+                    position = end
+                else:
+                    if index == (0x3F if byte >= 0x40 else 0x0F):
+                        second = block[position]
+                        if second >= 0x80:
+                            position = start
+                            raise _WalkEnds
+                        index += second
+                        position += 1
+                    elif 0x20 <= byte < 0x40:  # a size update after a field
+                        position = start
+                        raise _WalkEnds
+                    name = _STATIC[index - 1][0] if index < 62 else entries[index - 62][0]
+                length = block[position]
+                position += 1
+                if length & 0x7F == 0x7F:
+                    position = start
+                    raise _WalkEnds
+                end = position + (length & 0x7F)
+                if end > size:
+                    raise PeerFaultError(ErrorCode.COMPRESSION_ERROR, "header block: truncated")
+                value = block[position:end]
+                position = end
+                if length & 0x80:
+                    value = _decode_value(value) if name == TIMEOUT else _huffman(value)
+                if byte >= 0x40:
+                    if unchanged:
+                        unchanged = False
+                        self._blocks.clear()
+                    self._table.add(name, value)
+                if name == TIMEOUT:
+                    timeout = value
+                else:
+                    append((name, value))
+        except _WalkEnds:
+            rest = block[position:]
+            if rest[0] & 0xE0 == 0x20:
+                raise PeerFaultError(ErrorCode.COMPRESSION_ERROR, "header block: late table size update") from None
+            more, kept = self.decode(rest)
+            fields += more
+            unchanged = unchanged and kept
+        except (HPACKError, IndexError) as error:
+            raise PeerFaultError(ErrorCode.COMPRESSION_ERROR, f"header block: {error}") from None
+        return tuple(fields), timeout, unchanged
+
+    def check_size(self, fields: Iterable[Field]) -> None:
+        """Refuse a header list above the limit.
+
+        Raises:
+            PeerFaultError: it is.
+        """
+        total = sum(len(name) + len(value) + 32 for name, value in fields)
+        if total > self._list_bytes_max:
+            raise PeerFaultError(
+                ErrorCode.ENHANCE_YOUR_CALM, f"A header list larger than {self._list_bytes_max} has been received"
+            )
+
+
+def _value_step(key: int) -> tuple[int, bytes, bool, bool]:
+    """Answer what a byte does in a state of ``hpack``'s nibble machine: (next state << 8, output, failed, may end)."""
+    state = key >> 8
+    output = b""
+    flags = 0
+    failed = False
+    for nibble in ((key & 0xFF) >> 4, key & 0x0F):
+        state, flags, symbol = HUFFMAN_TABLE[state * 16 + nibble]
+        failed = failed or bool(flags & HUFFMAN_FAIL)
+        if flags & HUFFMAN_EMIT_SYMBOL:
+            output += bytes((symbol,))
+    return state << 8, output, failed, bool(flags & HUFFMAN_COMPLETE)
+
+
+_value_steps: dict[int, tuple[int, bytes, bool, bool]] = {}
+
+
+def _decode_value(data: bytes) -> bytes:
+    """Decode a Huffman-coded value that never repeats: a dict step a byte, made from ``hpack``'s table as needed."""
+    state = 0
+    output = b""
+    complete = True
+    steps = _value_steps
+    for byte in data:
+        step = steps.get(state | byte)
+        if step is None:
+            step = steps[state | byte] = _value_step(state | byte)
+        state, piece, failed, complete = step
+        if failed:
+            raise HPACKDecodingError("Invalid Huffman string")
+        output += piece
+    if not complete:
+        raise HPACKDecodingError("Incomplete Huffman string")
+    return output
