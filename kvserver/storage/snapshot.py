@@ -189,14 +189,21 @@ class SnapshotWriter:
 class Snapshotter:
     """The snapshots of one directory. Calls may come from any thread, one at a time."""
 
-    def __init__(self, fs: FileSystem, directory: str) -> None:
+    def __init__(self, fs: FileSystem, directory: str, *, read_only: bool = False) -> None:
         """Makes the directory if missing and removes temporary files that a process left behind.
+
+        Args:
+            fs: the file system.
+            directory: where the snapshots lie.
+            read_only: change nothing; for tools that look at the files of a running node.
 
         Raises:
             StorageFailedError: the disk refused.
         """
         self._fs = fs
         self.directory = directory
+        if read_only:
+            return
         try:
             fs.mkdir(directory)
             for name in fs.listdir(directory):
