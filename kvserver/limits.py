@@ -54,10 +54,11 @@ WIRE_CONTINUATIONS_MAX = 64
 """CONTINUATION frames of one header block: the header list limit fits five full frames; 64 leaves room for peers that
 fragment, and ends a flood (CVE-2024-27316)."""
 
-WIRE_RESET_BURST = 1000
-WIRE_RESETS_PER_SECOND = 200
+WIRE_RESET_BURST = 2000
+WIRE_RESETS_PER_SECOND = 1000
 """Streams that a peer may reset, or make us reset, without our calming it down (rapid reset, CVE-2023-44487,
-CVE-2025-8671). The burst lets one connection's worth of deadlines expire at the same moment."""
+CVE-2025-8671). The burst lets two rounds of a connection's deadlines expire at the same moment; the rate is below what
+ordinary calls cost. The attacks send tens of thousands a second."""
 
 WIRE_SETTINGS_BURST = 100
 WIRE_SETTINGS_PER_SECOND = 10
@@ -82,13 +83,17 @@ WIRE_KEEPALIVE_TIMEOUT_SECONDS = 20.0
 ``--grpc-keepalive-interval`` and ``--grpc-keepalive-timeout``."""
 
 WIRE_HANDSHAKE_SECONDS = 10.0
-"""From accepting a connection to the client's preface and SETTINGS: a silent connection holds a descriptor no longer."""
+"""From accepting a connection to the client's preface and SETTINGS: a silent connection holds a descriptor so long."""
+
+WIRE_LINGER_SECONDS = 1.0
+"""How long a connection that ends with a GOAWAY still reads (and drops) what comes: closing a socket with unread data
+would reset it, and the peer would not learn why."""
 
 WIRE_IDLE_FRAMES_BASE = 1000
 WIRE_IDLE_FRAMES_PER_WORK = 10
 """Frames that carry no work (WINDOW_UPDATE, PRIORITY, empty DATA, unknown types, resets of closed streams): a fixed
-number, and so many more for each stream opened and each DATA frame in either direction. Clients send two or three window
-updates a message; one-byte window games and empty-frame floods (CVE-2019-9511, -9518) reach the bound."""
+number, and so many more for each stream opened and each DATA frame in either direction. Clients send two or three
+window updates a message; one-byte window games and empty-frame floods (CVE-2019-9511, -9518) reach the bound."""
 
 WIRE_STREAM_WINDOW_BYTES = 1024 * 1024
 """Receive window of a stream: a request of the largest size needs one WINDOW_UPDATE."""
@@ -120,8 +125,8 @@ WIRE_STATUS_MESSAGE_BYTES_MAX = 4096
 
 WIRE_HEADER_BLOCKS_CACHED = 64
 WIRE_HEADER_BLOCK_CACHED_BYTES_MAX = 1024
-"""Header blocks (and request heads) remembered by a connection, and the largest remembered: a client uses a few methods,
-all with small blocks."""
+"""Header blocks (and request heads) remembered by a connection, and the largest remembered: a client uses a few
+methods, all with small blocks."""
 
 JSON_SCAN_BYTES_MAX = 65_536
 """How far into a body that is not JSON the gateway looks for the fault to name: some 10 ms of work."""
@@ -133,7 +138,7 @@ HTTP_HEAD_SECONDS = 10.0
 """From the first byte of an HTTP request's head to its last: ends slow-header attacks; an idle connection may stay."""
 
 HTTP_BODY_PAUSE_SECONDS = 30.0
-"""Longest pause within the body of a unary HTTP request: a slow link has time, a stalled one does not hold its buffer."""
+"""Longest pause within the body of a unary HTTP request: slow links have time, stalled ones do not hold a buffer."""
 
 HTTP_HEAD_BYTES_MAX = 65_536
 """Request line and headers of an HTTP request: the same 64 KiB as a gRPC header list."""
@@ -190,3 +195,22 @@ creates them in a loop is refused before it costs more than some tens of megabyt
 HTTP_DRAIN_BYTES_MAX = 64 * 1024 * 1024
 """A body too large is read to its end, and dropped, up to this size, since a client that is still sending does not read
 the refusal; beyond it the connection is closed."""
+
+RAFT_MESSAGE_BYTES_MAX = 1024 * 1024
+"""Entry data of one append message: a slow link can still carry a heartbeat within an election timeout behind it."""
+
+RAFT_INFLIGHT_MESSAGES_MAX = 512
+RAFT_INFLIGHT_BYTES_MAX = 64 * 1024 * 1024
+"""Appends sent to one follower and not yet answered: enough to fill a long link with small messages, and a stop for
+large ones long before memory runs out."""
+
+RAFT_COMMITTED_ENTRIES_MAX = 4096
+RAFT_COMMITTED_BYTES_MAX = 8 * 1024 * 1024
+"""Committed entries handed out at once: what can be applied without holding the loop for longer than 50 ms."""
+
+RAFT_UNCOMMITTED_BYTES_MAX = 256 * 1024 * 1024
+"""Proposed and not yet committed: without a bound a leader cut off from its quorum collects proposals until it dies."""
+
+RAFT_PENDING_READS_MAX = 4096
+"""Read requests of all members that wait for the leader to confirm its leadership; a member batches its clients' reads
+into one request, so this is far more than members times retries."""

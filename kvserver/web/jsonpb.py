@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import re
 from binascii import a2b_base64, b2a_base64
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from functools import lru_cache
 from json import JSONDecoder
 from typing import Any
@@ -245,6 +245,8 @@ def _list_reader(read: Read) -> Read:
     def read_list(value: Any) -> Any:
         if not isinstance(value, list):
             raise _mismatch(value, "[]json.RawMessage")
+        if len(value) > limits.JSON_LIST_ITEMS_MAX:
+            raise JsonError(f"list of {len(value)} elements, expected at most {limits.JSON_LIST_ITEMS_MAX}")
         return [read(item) for item in value]
 
     return read_list
@@ -273,7 +275,7 @@ class Codec:
     The tables are filled at the first use, since message types may contain themselves (txns do).
     """
 
-    __slots__ = ("_descriptor", "_emitters", "_has_header", "_numbers", "_readers", "message_class")
+    __slots__ = ("_descriptor", "_emitters", "_has_header", "_nested", "_numbers", "_readers", "message_class")
 
     def __init__(self, descriptor: Descriptor) -> None:
         self._descriptor = descriptor
@@ -281,6 +283,7 @@ class Codec:
         self._emitters: tuple[tuple[str, bytes, Emit, bool], ...] | None = None
         self._readers: dict[str, tuple[str, Read]] = {}
         self._numbers: dict[str, int] = {}
+        self._nested: dict[str, Codec] = {}
         first = descriptor.fields_by_number.get(1)
         self._has_header = first is not None and first.name == "header"
 
@@ -292,6 +295,8 @@ class Codec:
                 emit, read = _list_emitter(emit), _list_reader(read)
             emitters.append((field.name, b'"' + field.name.encode() + b'":', emit, field.has_presence))
             self._readers[field.name] = self._readers[field.json_name] = (field.name, read)
+            if field.message_type is not None:
+                self._nested[field.name] = codec_of(field.message_type)
             if field.containing_oneof is not None:
                 self._numbers[field.name] = field.number
         self._emitters = tuple(emitters)
@@ -349,6 +354,35 @@ class Codec:
             return b'{"header":' + header + b"," + b",".join(rest) + b"}"
         return self.emit(self.message_class.FromString(message))
 
+    def slices(self, message: bytes) -> Generator[None, None, bytes]:
+        """Write a large serialized message as JSON, pausing after every piece of work of a few milliseconds."""
+        budget = _Budget()
+        answer = yield from self._emit_slices(self.message_class.FromString(message), budget)
+        return answer
+
+    def _emit_slices(self, message: Any, budget: _Budget) -> Generator[None, None, bytes]:
+        parts = []
+        for name, prefix, emit, has_presence in self._emitters or self._compile():
+            nested = self._nested.get(name)
+            value = getattr(message, name)
+            if nested is None or (has_presence and not message.HasField(name)):
+                if message.HasField(name) if has_presence else value:
+                    parts.append(prefix + emit(value))
+            elif has_presence:
+                parts.append(prefix + (yield from nested._emit_slices(value, budget)))
+            elif value:
+                items = []
+                for item in value:
+                    size = item.ByteSize()
+                    if size > limits.JSON_SLICE_BYTES:
+                        items.append((yield from nested._emit_slices(item, budget)))
+                    else:
+                        items.append(nested.emit(item))
+                    if budget.spend(size + _ITEM_COST_BYTES):
+                        yield
+                parts.append(prefix + b"[" + b",".join(items) + b"]")
+        return b"{" + b",".join(parts) + b"}"
+
     def from_json(self, body: bytes) -> bytes:
         """Read the first JSON value of a body as a serialized message; an empty body is an empty message.
 
@@ -370,6 +404,24 @@ class Codec:
 def _header_json(header: bytes) -> bytes:
     """Write a response header; reads repeat the last one."""
     return codec_of(ResponseHeader.DESCRIPTOR).emit(ResponseHeader.FromString(header))
+
+
+_ITEM_COST_BYTES = 128
+"""What an item costs beyond its bytes, in bytes."""
+
+
+class _Budget:
+    """Counts work until it is time to pause."""
+
+    def __init__(self) -> None:
+        self._left = limits.JSON_SLICE_BYTES
+
+    def spend(self, cost: int) -> bool:
+        self._left -= cost
+        if self._left > 0:
+            return False
+        self._left = limits.JSON_SLICE_BYTES
+        return True
 
 
 _CODECS: dict[str, Codec] = {}

@@ -1,0 +1,268 @@
+"""One HTTP request and its answer, lean: Tornado reads the request, the answer is composed as bytes.
+
+An :class:`Exchange` is Tornado's message delegate for one request. It finds out where the request goes (a page, an RPC,
+nowhere), gathers the body or passes it on, and writes the answer once. What a request's head says (target, call
+metadata, origin) is worked out once per distinct head and remembered beside Tornado's parsed headers, since a client's
+heads differ in Content-Length at most.
+
+``phase`` goes HEAD -> BODY -> ANSWER; an answer may come early, in BODY, and closes the connection then. After the
+answer, or when the client went away, nothing more is written.
+
+Not here: sockets and deadlines (``connections``), JSON and RPCs (``gateway``), the pages (``pages``).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Generator
+from email.utils import formatdate
+from enum import Enum
+from http.client import responses as REASONS  # noqa: N812 - a constant table
+from typing import TYPE_CHECKING, Protocol
+
+from tornado.http1connection import HTTP1Connection
+from tornado.httputil import (
+    HTTPHeaders,
+    HTTPMessageDelegate,
+    RequestStartLine,
+    ResponseStartLine,
+)
+from tornado.iostream import StreamClosedError
+
+if TYPE_CHECKING:
+    from kvserver.web.gateway import StreamCall, UnaryCall
+    from kvserver.web.site import Site
+
+log = logging.getLogger(__name__)
+
+__all__ = ["REASONS", "Exchange", "ParsedHeaders", "Phase", "Target"]
+
+JSON_TYPE = b"Content-Type: application/json\r\n"
+TEXT_TYPE = b"Content-Type: text/plain; charset=utf-8\r\n"
+FAILURE_TYPE = TEXT_TYPE + b"X-Content-Type-Options: nosniff\r\n"
+GRPC_METADATA = b"Grpc-Metadata-Content-Type: application/grpc\r\n"
+
+
+class Phase(Enum):
+    """What a request is waiting for."""
+
+    HEAD = 1
+    BODY = 2
+    ANSWER = 3
+
+
+class Target(Protocol):
+    """Where a request goes."""
+
+    def begin(self, exchange: Exchange) -> StreamCall | None:
+        """The head was read; a stream that is to get the body piece by piece, or None for the whole body at the end."""
+        ...
+
+    def run(self, exchange: Exchange, body: bytes) -> None:
+        """The body was read too."""
+        ...
+
+
+class ParsedHeaders(HTTPHeaders):
+    """Headers of a request, shared by all requests with the same head, with what was worked out from them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.target: Target | None = None
+        self.cors = b""
+        self.connection = b""
+
+
+class _Date:
+    """The Date header line, remade once a second."""
+
+    def __init__(self) -> None:
+        self._second = 0
+        self._line = b""
+
+    def line(self) -> bytes:
+        second = int(time.time())
+        if second != self._second:
+            self._second = second
+            self._line = b"Date: " + formatdate(second, usegmt=True).encode() + b"\r\n"
+        return self._line
+
+
+_date = _Date()
+
+
+class Exchange(HTTPMessageDelegate):
+    """One request and its answer. Hot: one object a request (benchmark ``gateway``).
+
+    Attributes:
+        start_line: the request line.
+        headers: the request's headers.
+        phase: what is being waited for.
+        is_stream: whether the call is a stream, which may rest as long as it likes.
+    """
+
+    def __init__(self, site: Site, connection: HTTP1Connection, peer: str) -> None:
+        self._site = site
+        self._connection = connection
+        self._body: list[bytes] = []
+        self._body_bytes = 0
+        self._stream: StreamCall | None = None
+        self._answered = False
+        self.peer = peer
+        self.call: UnaryCall | None = None
+        self.phase = Phase.HEAD
+
+    @property
+    def is_stream(self) -> bool:
+        """Whether the request belongs to a streaming call."""
+        return self._stream is not None
+
+    # -- Tornado's calls ----------------------------------------------------------------------------------------------
+
+    def headers_received(self, start_line: object, headers: HTTPHeaders) -> None:
+        """Take the head."""
+        assert isinstance(start_line, RequestStartLine)
+        assert isinstance(headers, ParsedHeaders)
+        self.start_line = start_line
+        self.headers = headers
+        target = headers.target
+        if target is None:
+            target = headers.target = self._site.target(start_line, headers)
+        self.phase = Phase.BODY
+        self._connection.set_close_callback(self.on_connection_close)
+        self._stream = target.begin(self)
+        if self._stream is not None:
+            self._connection.set_max_body_size(1 << 62)  # of the whole stream; each message has its limit
+
+    def data_received(self, chunk: bytes) -> None:
+        """Take a piece of the body."""
+        if self._stream is not None:
+            self._stream.receive(chunk)
+            return
+        self._body_bytes += len(chunk)
+        if self._body_bytes <= self._site.body_bytes_max:
+            self._body.append(chunk)
+        else:
+            self._body.clear()
+
+    def finish(self) -> None:
+        """The body is complete."""
+        self.phase = Phase.ANSWER
+        if self._stream is not None:
+            self._stream.receive_end()
+            return
+        if self._body_bytes > self._site.body_bytes_max:
+            self._site.refuse_body(self, self._body_bytes)
+            return
+        target = self.headers.target
+        assert target is not None
+        body = self._body
+        target.run(self, body[0] if len(body) == 1 else b"".join(body))
+
+    def on_connection_close(self) -> None:
+        """The client went away."""
+        self._answered = True
+        if self._stream is not None:
+            self._stream.connection_closed()
+        if self.call is not None:
+            self.call.closed()
+
+    # -- answers ------------------------------------------------------------------------------------------------------
+
+    def send_message(self, body: bytes) -> None:
+        """Answer an RPC's message."""
+        self._send(200, JSON_TYPE + GRPC_METADATA, body)
+
+    def send_json(self, status: int, body: bytes) -> None:
+        """Answer JSON."""
+        self._send(status, JSON_TYPE, body)
+
+    def send_text(self, status: int, text: str, headers: bytes = b"") -> None:
+        """Answer a failure as Go's ``http.Error`` does, with a line feed behind the text."""
+        self._send(status, headers + FAILURE_TYPE, text.encode() + b"\n")
+
+    def send_body(self, status: int, headers: bytes, body: bytes) -> None:
+        """Answer with header lines of one's own."""
+        self._send(status, headers, body)
+
+    def _send(self, status: int, headers: bytes, body: bytes) -> None:
+        if self._answered:
+            return
+        self._answered = True
+        parsed = self.headers
+        head = b"HTTP/1.1 %d %b\r\n%b%b%bContent-Length: %d\r\n%b\r\n" % (
+            status,
+            REASONS.get(status, "Client Closed Request").encode(),
+            parsed.cors,
+            headers,
+            _date.line(),
+            len(body),
+            # An answer before the end of the request closes the connection: the rest of the body is not worth reading.
+            b"Connection: close\r\n" if self.phase is Phase.BODY else parsed.connection,
+        )
+        self._forget_write(self._connection.write(head + body if self.start_line.method != "HEAD" else head))
+        self._connection.finish()
+
+    def send_slices(self, slices: Generator[None, None, bytes]) -> None:
+        """Answer a large message whose JSON is made in slices, the loop turning in between."""
+        loop = asyncio.get_running_loop()
+
+        def step() -> None:
+            if self._answered:
+                slices.close()
+                return
+            try:
+                next(slices)
+            except StopIteration as stop:
+                self.send_message(stop.value)
+            else:
+                loop.call_soon(step)
+
+        step()
+
+    def start_stream(self, status: int, *, with_metadata: bool) -> None:
+        """Write the head of a streamed answer."""
+        if self._answered:
+            return
+        headers = HTTPHeaders()
+        lines = self.headers.cors + JSON_TYPE + (GRPC_METADATA if with_metadata else b"") + _date.line()
+        for line in lines.decode("latin1").splitlines():
+            name, _, value = line.partition(": ")
+            headers.add(name, value)
+        if self.start_line.version == "HTTP/1.0":
+            headers.add("Connection", "close")
+        self._forget_write(
+            self._connection.write_headers(ResponseStartLine("HTTP/1.1", status, REASONS[status]), headers)
+        )
+
+    def write_chunk(self, data: bytes, written: Callable[[], None]) -> None:
+        """Write a piece of a streamed answer; ``written`` is called when the socket took it."""
+        if self._answered:
+            return
+        future = self._connection.write(data)
+
+        def done(finished: asyncio.Future[None]) -> None:
+            if finished.cancelled() or finished.exception() is not None:
+                return
+            written()
+
+        future.add_done_callback(done)
+
+    def end_stream(self, data: bytes) -> None:
+        """Write the last piece of a streamed answer and end it."""
+        if self._answered:
+            return
+        self._answered = True
+        if data:
+            self._forget_write(self._connection.write(data))
+        self._connection.finish()
+
+    @staticmethod
+    def _forget_write(future: asyncio.Future[None]) -> None:
+        """A write whose failure the close callback tells of anyway."""
+        if future.done() and not future.cancelled():
+            error = future.exception()
+            if error is not None and not isinstance(error, StreamClosedError):
+                log.info("writing an answer failed: %s", error)
