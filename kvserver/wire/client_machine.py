@@ -576,7 +576,7 @@ class ClientConnection(Machine):
                                 self._start_waiting()
                             continue
                 elif kind == 0 and flags == 0 and 5 <= end - position - 9 <= frames.FRAME_BYTES_DEFAULT:
-                    call: Any = streams.get(stream_id)
+                    call = streams.get(stream_id)
                     if call.__class__ is plain_type and call.message is None:
                         compressed, length = _unpack_prefix(data, position + 9)
                         if not compressed and length == end - position - 14:
@@ -610,7 +610,9 @@ class ClientConnection(Machine):
             return entry
         stream = self._streams[stream_id] = _UnaryStream(self, entry)  # type: ignore[arg-type]
         stream._half_closed = True
-        stream._headers_seen = stream._completion.message is not None
+        if stream._completion.message is not None:
+            stream._headers_seen = True
+            stream._recv_window -= len(stream._completion.message) + 5
         return stream
 
     def _answer(self, block: bytes) -> Answer:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import cast
 
-from kvserver.limits import WIRE_SOCKET_HIGH_WATER_BYTES
+from kvserver.limits import WIRE_LINGER_SECONDS, WIRE_SOCKET_HIGH_WATER_BYTES
 from kvserver.wire.limits import WireLimits
 from kvserver.wire.server_machine import (
     Metadata,
@@ -197,9 +197,7 @@ class GrpcServer:
         self._timer = asyncio.get_running_loop().call_later(self._tick_seconds, self._tick)
         now = self._clock()
         for connection in list(self._connections):
-            reason = connection.on_tick(now)
-            if reason is not None:
-                connection.drop(reason)
+            connection.tick(now)
 
 
 def _counters(route: Route, open_calls: int) -> MethodCounters:
@@ -221,12 +219,13 @@ def _counters(route: Route, open_calls: int) -> MethodCounters:
 class _Protocol(ServerConnection, asyncio.Protocol):
     """A server connection on a transport."""
 
-    __slots__ = ("_server", "_transport")
+    __slots__ = ("_linger_until", "_server", "_transport")
 
     def __init__(self, server: GrpcServer) -> None:
         super().__init__(server._routes, server.limits, server._clock)
         self._server = server
         self._transport: asyncio.Transport | None = None
+        self._linger_until: float | None = None
 
     # asyncio's calls
 
@@ -288,11 +287,16 @@ class _Protocol(ServerConnection, asyncio.Protocol):
         self._dirty = False
         if self._out or (self._ready and not self._paused and self._send_window > 0):
             self._wake()
-        elif self.closing or (self._goaway_sent and self.drained):
+        elif self._goaway_sent and self.drained:
+            transport.close()
+        elif self.closing and self._linger_until is None:
+            self._linger_until = self._clock() + WIRE_LINGER_SECONDS
             if self.fault is not None:
                 _log.info("closing the connection of %s: %s", self.peer, self.fault)
-                self.fault = None
-            transport.close()
+            if transport.can_write_eof():
+                transport.write_eof()
+            else:
+                transport.close()
 
     def open_routes(self) -> Iterable[Route]:
         """Answer the methods of the calls that are open."""
@@ -310,7 +314,19 @@ class _Protocol(ServerConnection, asyncio.Protocol):
     def abort_soon(self) -> None:
         """Give up the calls that are open, then close."""
         self.connection_failed("shutdown")
-        self._wake()
+        if self._transport is not None:
+            self.flush()
+            self._transport.close()
+
+    def tick(self, now: float) -> None:
+        """Enforce the deadlines."""
+        if self._linger_until is not None:
+            if now >= self._linger_until and self._transport is not None:
+                self._transport.abort()
+            return
+        reason = self.on_tick(now)
+        if reason is not None:
+            self.drop(reason)
 
     def drop(self, reason: str) -> None:
         """Close at once."""

@@ -775,11 +775,13 @@ class ServerConnection(Machine):
     def _stream_data(self, stream: ServerStream, payload: bytes, size: int, end_stream: bool) -> None:
         if stream._half_closed:
             raise StreamFaultError(stream.stream_id, ErrorCode.STREAM_CLOSED, "DATA after END_STREAM")
-        handler = stream._handler
-        assert handler is not None
         stream._recv_window -= size
         if stream._recv_window < 0:
             raise StreamFaultError(stream.stream_id, ErrorCode.FLOW_CONTROL_ERROR, "stream window exceeded")
+        handler = stream._handler
+        if handler is None or stream.closed:  # finished, the end is still queued
+            stream._half_closed = end_stream
+            return
         assembler = stream._assembler
         held = assembler.held_bytes
         if end_stream:
