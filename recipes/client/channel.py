@@ -48,6 +48,9 @@ RETIRED_SECONDS = 30.0
 CLOSE_SECONDS_MAX = 2.0
 """How long closing a connection may take before it is dropped."""
 
+PING_SECONDS = 10.0
+"""A server that is silent for so long while calls are open is pinged; etcd allows a ping every 5 s."""
+
 NO_LEADER_TEXT = "etcdserver: no leader"
 INVALID_TOKEN_TEXT = "etcdserver: invalid auth token"
 
@@ -289,7 +292,11 @@ class Channel:
         if tls is None and endpoint.tls:
             tls = ssl.create_default_context()
         connection = await GrpcConnection.connect(
-            endpoint.host, endpoint.port, ssl=tls, timeout_seconds=config.dial_timeout_seconds
+            endpoint.host,
+            endpoint.port,
+            ssl=tls,
+            timeout_seconds=config.dial_timeout_seconds,
+            keepalive_seconds=PING_SECONDS,
         )
         if config.user is not None and self._token is None:
             try:
@@ -334,11 +341,17 @@ class Channel:
             _BACKGROUND.add(task)
             task.add_done_callback(_BACKGROUND.discard)
 
+    def leave(self, reason: str) -> None:
+        """Give up the present connection, which seems dead; the next call goes to the next endpoint."""
+        connection = self._connection
+        if connection is not None:
+            self._give_up(connection, GrpcError(Code.UNAVAILABLE, reason))
+
     def drop(self) -> None:
         """Cut the present connection hard, as a network failure would; for tests."""
         connection = self._connection
         if connection is not None:
-            connection.abort()
+            _abort(connection)
 
     async def close(self) -> None:
         """Close every connection; calls under way fail."""
@@ -399,7 +412,13 @@ async def _close_quietly(connection: GrpcConnection) -> None:
     try:
         await asyncio.wait_for(connection.close(), CLOSE_SECONDS_MAX)
     except (TimeoutError, OSError, GrpcError):
-        connection.abort()
+        _abort(connection)
+
+
+def _abort(connection: GrpcConnection) -> None:
+    transport = connection._transport
+    if transport is not None:
+        transport.abort()
 
 
 def _reason(error: Exception) -> str:
