@@ -14,11 +14,11 @@ A pin (``Store.pin``) stops the job at the pinned revision until it is released.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
 from typing import TYPE_CHECKING
 
-from kvserver.mvcc.records import Tombstone, key_of, mod_revision
-from kvserver.mvcc.revision_log import Entry
+from kvserver.mvcc.records import Tombstone, key_of
+from kvserver.mvcc.revision_log import find_last
 
 if TYPE_CHECKING:
     from kvserver.mvcc.store import Store
@@ -33,7 +33,7 @@ class CompactionJob:
     def __init__(self, store: Store) -> None:
         self._store = store
         self.done_revision = -1
-        self._running: Iterator[None] | None = None
+        self._running: Generator[None, None, None] | None = None
 
     def abandon(self) -> None:
         """End all work: the store's state is going to be replaced."""
@@ -65,19 +65,20 @@ class CompactionJob:
         log = store._log
         # The tail may hold revisions up to the target; closing it makes them replaceable.
         log.seal()
+        # key -> twice the place in its history of the last version seen, plus 1 if that is a removed tombstone
         places: dict[bytes, int] = {}
         dead: list[tuple[int, bytes]] = []
         seen = 0
+        # The last target's own revision is seen again: its tombstones were left to a later compaction.
         for main, entry in log.items(max(0, self.done_revision), revision + 1):
-            if main == self.done_revision:
-                # Only tombstones are left to do of the last target's own revision.
-                for record in _members(entry):
-                    if type(record) is Tombstone:
-                        self._visit(record, main, revision, places, dead)
+            if isinstance(entry, tuple):
+                for sub, record in enumerate(entry):
+                    if record is not None:
+                        self._visit(record, main, revision, places, dead, entry[:sub])
+                seen += len(entry)
             else:
-                for record in _members(entry):
-                    self._visit(record, main, revision, places, dead)
-            seen += len(entry) if isinstance(entry, tuple) else 1
+                self._visit(entry, main, revision, places, dead, ())
+                seen += 1
             if seen >= SLICE_RECORDS:
                 log.remove(dead)
                 dead.clear()
@@ -86,7 +87,7 @@ class CompactionJob:
         log.remove(dead)
         yield
         for key, place in places.items():
-            self._cut(key, place, revision)
+            self._cut(key, (place >> 1) + (place & 1))
             seen += 1
             if seen >= SLICE_RECORDS:
                 seen = 0
@@ -94,58 +95,68 @@ class CompactionJob:
         self.done_revision = revision
 
     def _visit(
-        self, record: bytes, main: int, target: int, places: dict[bytes, int], dead: list[tuple[int, bytes]]
+        self,
+        record: bytes,
+        main: int,
+        target: int,
+        places: dict[bytes, int],
+        dead: list[tuple[int, bytes]],
+        before: tuple[bytes | None, ...],
     ) -> None:
-        """Condemn what ``record`` replaced, and itself if it is an old tombstone."""
+        """Condemn what ``record`` replaced, and itself if it is an old tombstone.
+
+        Args:
+            record: a record at main revision ``main``.
+            main: its revision.
+            target: the revision compacted at.
+            places: see :meth:`_remove_below`.
+            dead: gets what is condemned.
+            before: the records before it in the same txn.
+        """
         store = self._store
         key = key_of(record)
         history = store._history.get(key)
         if history is None:
-            places[key] = 0
-            return
-        versions = history if isinstance(history, list) else [history]
-        place = places.get(key)
-        if place is None:
-            place = 0 if versions[0] is record else 1
+            return  # it is current and the only version
+        if isinstance(history, int):
+            first = previous_main = history
         else:
-            place += 1
-        places[key] = place
+            first = previous_main = history[0]
+        last = places.get(key)
+        if last is not None:
+            place = (last >> 1) + 1
+            if not isinstance(history, int):
+                previous_main = history[place - 1]
+        else:
+            place = 0 if first == main else 1
         if place > 0:
-            previous = versions[place - 1]
-            if type(previous) is not Tombstone:
-                dead.append((mod_revision(previous), previous))
+            if previous_main == main:
+                previous = find_last(before, key)
+            else:
+                previous = store.log.find(previous_main, key)
+            if previous is not None and type(previous) is not Tombstone:
+                dead.append((previous_main, previous))
                 store.size_bytes -= len(previous)
         if type(record) is Tombstone and main < target:
             dead.append((main, record))
             store.size_bytes -= len(record)
+            places[key] = 2 * place + 1
+        else:
+            places[key] = 2 * place
 
-    def _cut(self, key: bytes, place: int, target: int) -> None:
-        """Cut a history before ``place``, the version that is current at the target."""
-        store = self._store
-        history = store._history.get(key)
-        if history is None:
-            return
-        versions = history if isinstance(history, list) else [history]
-        if place < len(versions):
-            current = versions[place]
-            if type(current) is Tombstone and mod_revision(current) < target:
-                place += 1
+    def _cut(self, key: bytes, place: int) -> None:
+        """Cut a history before ``place``: the version that is current at the target, or what follows it."""
         if place == 0:
             return
-        if place >= len(versions):
+        store = self._store
+        history = store._history[key]
+        length = 1 if isinstance(history, int) else len(history)
+        if place >= length:
             del store._history[key]
             if key not in store._live:
                 store._deleted.remove(key)
-        elif place == len(versions) - 1:
-            store._history[key] = versions[place]
-        elif isinstance(history, list):
-            del history[:place]
-
-
-def _members(entry: Entry) -> Iterator[bytes]:
-    if isinstance(entry, tuple):
-        for member in entry:
-            if member is not None:
-                yield member
-    else:
-        yield entry
+        elif not isinstance(history, int):
+            if place == length - 1:
+                store._history[key] = history[place]
+            else:
+                del history[:place]

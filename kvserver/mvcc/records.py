@@ -98,6 +98,17 @@ def tombstone(key: bytes, revision: int) -> Tombstone:
     return Tombstone(b"\x12" + varint(len(body)) + body)
 
 
+def first_version(key: bytes, value: bytes, lease: int, revision: int) -> bytes:
+    """Compose the serialized key-value of a key that is created at main revision ``revision``."""
+    number = varint(revision)
+    body = b"\x0a%b%b\x10%b\x18%b\x20\x01" % (varint(len(key)), key, number, number)
+    if value:
+        body += b"\x2a%b%b" % (varint(len(value)), value)
+    if lease:
+        body += b"\x30" + varint(lease)
+    return body
+
+
 def without_value(record: bytes) -> bytes:
     """Answer the record with an empty value, as ``keys_only`` asks."""
     message = parse_key_value(body_of(record))

@@ -103,8 +103,23 @@ def apply_range_slices(store: Store, request: RangeRequest, header: Header) -> G
     return header(revision) + range_body(result)
 
 
-def put(store: Store, request: PutRequest) -> bytes | None:
-    """Carry out a put; answers the record it replaced.
+def put_keeping(store: Store, request: PutRequest) -> bytes:
+    """Carry out a put that keeps the key's value or lease; answers the record it replaced.
+
+    Raises:
+        KeyNotFoundError: there is no such key.
+    """
+    previous = store.get(request.key)
+    if previous is None:
+        raise errors.KeyNotFoundError
+    current = decode(previous)
+    value = current.value if request.ignore_value else request.value
+    store.put(request.key, value, current.lease if request.ignore_lease else request.lease)
+    return previous
+
+
+def apply_put(store: Store, request: PutRequest, header: Header) -> bytes:
+    """Carry out a put and answer it. Hot: one call a client write (benchmark ``put``).
 
     Raises:
         KeyNotFoundError: ``ignore_value`` or ``ignore_lease``, and there is no such key.
@@ -113,24 +128,11 @@ def put(store: Store, request: PutRequest) -> bytes | None:
     lease = request.lease
     if lease and not store.leases.exists(lease):
         raise errors.LeaseNotFoundError
-    ignore_value, ignore_lease = request.ignore_value, request.ignore_lease
-    if ignore_value or ignore_lease:
-        previous = store.get(request.key)
-        if previous is None:
-            raise errors.KeyNotFoundError
-        current = decode(previous)
-        value = current.value if ignore_value else request.value
-        return store.put(request.key, value, current.lease if ignore_lease else lease)
-    return store.put(request.key, request.value, lease)
-
-
-def apply_put(store: Store, request: PutRequest, header: Header) -> bytes:
-    """Carry out a put and answer it. Hot: one call a client write (benchmark ``put``).
-
-    Raises:
-        KeyNotFoundError, LeaseNotFoundError: as :func:`put`.
-    """
-    previous = put(store, request)
+    previous: bytes | None
+    if request.ignore_value or request.ignore_lease:
+        previous = put_keeping(store, request)
+    else:
+        previous = store.put(request.key, request.value, lease)
     if previous is not None and request.prev_kv:
         return header(store.revision) + previous
     return header(store.revision)

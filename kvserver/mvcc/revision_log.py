@@ -11,7 +11,7 @@ Invariants:
 - Chunks are in order of revisions and, but for the tail, not empty.
 - ``None`` in an entry tuple is a removed record; a tuple never holds only None.
 
-What must not live here: which records may be removed (see ``compaction``), and anything about keys.
+What must not live here: which records may be removed (see ``compaction``).
 """
 
 from __future__ import annotations
@@ -20,10 +20,20 @@ from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 
+from kvserver.mvcc.records import key_of
+
 Entry = bytes | tuple[bytes | None, ...]
 
 CHUNK_ENTRIES = 1024
 """Entries of a chunk: what compaction copies to remove one record, and the least a view reads at a time."""
+
+
+def find_last(members: Sequence[bytes | None], key: bytes) -> bytes | None:
+    """Answer a key's last record among those of one txn."""
+    for record in reversed(members):
+        if record is not None and key_of(record) == key:
+            return record
+    return None
 
 
 class Chunk:
@@ -119,6 +129,13 @@ class RevisionLog:
         if place >= len(chunk.entries) or (chunk.mains is not None and chunk.mains[place] != revision):
             return None
         return chunk.entries[place]
+
+    def find(self, revision: int, key: bytes) -> bytes | None:
+        """Answer the record that a key got last at a main revision; None if there is none or it was removed."""
+        entry = self.get(revision)
+        if not isinstance(entry, tuple):
+            return entry
+        return find_last(entry, key)
 
     def view(self, start: int, end: int) -> list[Chunk]:
         """Answer the chunks that hold revisions [start, end): what they hold of them never changes."""

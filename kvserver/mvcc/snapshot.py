@@ -22,7 +22,7 @@ from collections.abc import Generator, Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from kvserver.mvcc.ordered import OrderedKeys
-from kvserver.mvcc.records import Tombstone, decode, key_of
+from kvserver.mvcc.records import Tombstone, decode, key_of, mod_revision
 from kvserver.mvcc.revision_log import Chunk, Entry, RevisionLog
 
 if TYPE_CHECKING:
@@ -148,6 +148,7 @@ def load(store: Store, chunks: Iterable[bytes]) -> Generator[None, None, None]:
     else:
         raise SnapshotFormatError(f"the snapshot ends early, after {blocks} blocks")
     log.skip_to(revision + 1)
+    store._leased = True
     deleted = [key for key in store._history if key not in store._live]
     store._order = yield from OrderedKeys.build(store._live, _SLICE_KEYS)
     store._deleted = yield from OrderedKeys.build(deleted, _SLICE_KEYS)
@@ -181,9 +182,9 @@ def _load_block(store: Store, log: RevisionLog, chunk: bytes, count: int, flags:
         start = end
         append(record)
         if replaced is not None:
-            _remember(histories, key, replaced)
+            _remember(histories, key, mod_revision(replaced))
         if length & _TOMBSTONE:
-            _remember(histories, key, record)
+            _remember(histories, key, mod_revision(record))
     if start != len(chunk):
         raise SnapshotFormatError(f"a block of {len(chunk)} bytes has records of {start} bytes")
     store.size_bytes += sum(map(len, records))
@@ -210,14 +211,14 @@ def _load_block(store: Store, log: RevisionLog, chunk: bytes, count: int, flags:
     log.load(kept_mains, entries)
 
 
-def _remember(histories: dict[bytes, bytes | list[bytes]], key: bytes, record: bytes) -> None:
+def _remember(histories: dict[bytes, int | array[int]], key: bytes, revision: int) -> None:
     history = histories.get(key)
     if history is None:
-        histories[key] = record
-    elif isinstance(history, list):
-        history.append(record)
+        histories[key] = revision
+    elif isinstance(history, int):
+        histories[key] = array("q", (history, revision))
     else:
-        histories[key] = [history, record]
+        history.append(revision)
 
 
 def leased_keys(live: dict[bytes, bytes]) -> Iterator[tuple[int, bytes]]:

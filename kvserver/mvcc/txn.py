@@ -24,6 +24,7 @@ from kvserver.mvcc.requests import (
     check_range,
     delete_range_body,
     options_of,
+    put_keeping,
     range_body,
 )
 from kvserver.mvcc.store import Store
@@ -302,19 +303,11 @@ def _run(store: Store, path: _Path) -> bytes:
 
 
 def _put(store: Store, request: PutRequest) -> bytes:
-    value, lease = request.value, request.lease
+    replaced: bytes | None
     if request.ignore_value or request.ignore_lease:
-        previous = store.get(request.key)
-        if previous is None:
-            raise AssertionError(
-                "a txn passed its checks, yet a key that ignore_value or ignore_lease needs is missing"
-            )
-        current = decode(previous)
-        if request.ignore_value:
-            value = current.value
-        if request.ignore_lease:
-            lease = current.lease
-    replaced = store.put(request.key, value, lease)
+        replaced = put_keeping(store, request)
+    else:
+        replaced = store.put(request.key, request.value, request.lease)
     if replaced is not None and request.prev_kv:
         return _header(store) + replaced
     return _header(store)
