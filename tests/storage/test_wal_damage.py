@@ -6,7 +6,7 @@ from random import Random
 
 import pytest
 
-from kvserver.storage import CorruptionError, StorageFailedError, Wal, WalError
+from kvserver.storage import CorruptionError, Position, StorageFailedError, Wal, WalError
 from kvserver.storage.frame import MAGIC_BYTES, encode_frame, encode_segment_header
 from kvserver.storage.wal import segment_path
 from tests.storage.logs import DIRECTORY, METADATA, TINY, Item, create, flat, read, sample_batches, write
@@ -215,7 +215,7 @@ def test_a_truncated_segment_that_is_not_the_last_is_refused(where: str) -> None
 
 def test_frames_missing_at_the_end_of_a_segment_are_noticed_by_the_next() -> None:
     fs, wal = log_of()
-    positions = []
+    positions: list[Position] = []
     while wal.segment_count < 3:
         positions.append(write(wal, (1, Random(len(positions)).randbytes(100))))
     image = fs.image()
@@ -225,6 +225,17 @@ def test_frames_missing_at_the_end_of_a_segment_are_noticed_by_the_next() -> Non
     with pytest.raises(CorruptionError, match="chain CRC") as caught:
         recover(image.with_file(path, content[: last.offset] + bytes(len(content) - last.offset)))
     assert (caught.value.path, caught.value.offset) == (path, last.offset)
+
+
+def test_bytes_behind_the_end_of_a_segment_that_others_follow_are_refused() -> None:
+    image, _, _ = segments_log()
+    path = segment_path(DIRECTORY, 2)
+    content = image.files[path]
+    used = len(content.rstrip(b"\0"))
+    assert used < len(content)
+    with pytest.raises(CorruptionError, match="in a segment that others follow") as caught:
+        recover(image.with_file(path, flipped(content, len(content) - 1, 1)))
+    assert (caught.value.path, caught.value.offset) == (path, used)
 
 
 def test_a_damaged_header_of_the_last_segment_is_refused() -> None:
