@@ -24,7 +24,7 @@ from tornado.httputil import RequestStartLine, ResponseStartLine
 from tornado.iostream import IOStream, StreamClosedError, UnsatisfiableReadError
 
 from kvserver import limits
-from kvserver.web.exchange import Exchange, ParsedHeaders, Phase
+from kvserver.web.exchange import CLOSE, Exchange, ParsedHeaders, Phase
 from kvserver.web.site import Site
 
 log = logging.getLogger(__name__)
@@ -65,7 +65,7 @@ class _Http1(HTTP1Connection):
         if found is None:
             text = data.decode("latin1").lstrip("\r\n")
             end = text.find("\n")
-            found = text[:end].rstrip("\r"), cast(ParsedHeaders, ParsedHeaders.parse(text[end:]))
+            found = text[:end].rstrip("\r"), cast(ParsedHeaders, ParsedHeaders.parse(text[end:])).complete()
             if len(data) <= limits.HTTP_HEAD_CACHED_BYTES_MAX:
                 if len(self.heads) >= limits.HTTP_HEADS_CACHED:
                     self.heads.clear()
@@ -132,7 +132,11 @@ class HttpConnections:
                 if not await connection.read_response(exchange):
                     break
                 self.requests_total += 1
+                if exchange.headers.connection == CLOSE:
+                    break
                 served.mark = stream.bytes_received
+                # A client that is as fast as we are would never let others have their turn.
+                await asyncio.sleep(0)
         except (StreamClosedError, UnsatisfiableReadError, ConnectionError):
             pass
         except Exception:

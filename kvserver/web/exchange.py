@@ -37,11 +37,12 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-__all__ = ["REASONS", "Exchange", "ParsedHeaders", "Phase", "Target"]
+__all__ = ["CLOSE", "REASONS", "Exchange", "ParsedHeaders", "Phase", "Target"]
 
 JSON_TYPE = b"Content-Type: application/json\r\n"
 TEXT_TYPE = b"Content-Type: text/plain; charset=utf-8\r\n"
 FAILURE_TYPE = TEXT_TYPE + b"X-Content-Type-Options: nosniff\r\n"
+CLOSE = b"Connection: close\r\n"
 GRPC_METADATA = b"Grpc-Metadata-Content-Type: application/grpc\r\n"
 
 
@@ -73,6 +74,30 @@ class ParsedHeaders(HTTPHeaders):
         self.target: Target | None = None
         self.cors = b""
         self.connection = b""
+        self._asked: dict[object, str | None] = {}
+        self._complete = False
+
+    # Tornado asks for the same five names at every request; the answers of a shared head do not change.
+
+    def complete(self) -> ParsedHeaders:
+        """Say that no header will be added any more; answers itself."""
+        self._complete = True
+        self._asked.clear()
+        return self
+
+    def get(self, name: str, default: str | None = None) -> str | None:  # type: ignore[override]
+        """Answer a header's value."""
+        value = self._asked[name] if name in self._asked else self._ask(name)
+        return default if value is None else value
+
+    def __contains__(self, name: object) -> bool:
+        return (self._asked[name] if name in self._asked else self._ask(name)) is not None
+
+    def _ask(self, name: object) -> str | None:
+        value = super().get(str(name))
+        if self._complete:
+            self._asked[name] = value
+        return value
 
 
 class _Date:
@@ -200,7 +225,7 @@ class Exchange(HTTPMessageDelegate):
             _date.line(),
             len(body),
             # An answer before the end of the request closes the connection: the rest of the body is not worth reading.
-            b"Connection: close\r\n" if self.phase is Phase.BODY else parsed.connection,
+            CLOSE if self.phase is Phase.BODY else parsed.connection,
         )
         self._forget_write(self._connection.write(head + body if self.start_line.method != "HEAD" else head))
         self._connection.finish()

@@ -25,6 +25,7 @@ from kvserver.proto import election_pb2, lock_pb2, rpc_pb2
 from kvserver.web.exchange import REASONS, Exchange
 from kvserver.web.gojson import JsonError, Splitter
 from kvserver.web.jsonpb import codec_of, quote
+from kvserver.wire.limits import WireLimits
 from kvserver.wire.server import StreamHandler, StreamMethod, UnaryMethod
 
 log = logging.getLogger(__name__)
@@ -186,6 +187,10 @@ def stream_error_body(code: int, message: str) -> bytes:
     )
 
 
+_LIMITS = WireLimits()
+"""What RPC handlers read their high-water mark from."""
+
+
 class UnaryCall:
     """An HTTP exchange in the place of a gRPC connection, for one unary call.
 
@@ -261,6 +266,7 @@ class StreamCall:
     """An HTTP exchange as the ``ServerStream`` of one streaming RPC.
 
     Attributes:
+        limits: bounds, of which handlers mind the high-water mark.
         buffered_bytes: bytes of answers that the client has not taken yet.
         closed: whether the stream ended, from either side.
     """
@@ -269,6 +275,7 @@ class StreamCall:
         self.stream_id = 1
         self.head = head
         self.conn = self
+        self.limits = _LIMITS
         self.closed = False
         self.buffered_bytes = 0
         self._exchange = exchange
@@ -424,7 +431,7 @@ class StreamCall:
         self._queue.append(line)
         self._queued_bytes += len(line)
         self.buffered_bytes = self._queued_bytes + self._writing_bytes
-        if self.buffered_bytes > limits.HTTP_STREAM_HIGH_WATER_BYTES:
+        if self.buffered_bytes > _LIMITS.high_water_bytes:
             self._was_high = True
         self._pump()
 
@@ -452,7 +459,7 @@ class StreamCall:
         self.buffered_bytes = self._queued_bytes
         if self._queue or self._end is not None:
             self._pump()
-        if self._was_high and not self.closed and self.buffered_bytes < limits.HTTP_STREAM_HIGH_WATER_BYTES // 4:
+        if self._was_high and not self.closed and self.buffered_bytes <= _LIMITS.low_water_bytes:
             self._was_high = False
             if self._handler is not None:
                 self._handler.on_drained()

@@ -306,7 +306,7 @@ class Listener:
             if waiting.pause_seconds == _RETRY_SECONDS_MIN or not _is_ended(sock, len(first)):
                 return False
             self._note(waiting.peer, "ended after too little to tell its protocol", first)
-            sock.close()
+            _close(sock)
             return True
         if protocol == Protocol.GRPC and self._grpc is not None:
             self._grpc(sock, waiting.peer)
@@ -318,7 +318,7 @@ class Listener:
                 Protocol.GRPC: f"speaks gRPC to --{self._flag}, which serves HTTP only",
             }.get(protocol, "speaks neither gRPC (HTTP/2) nor HTTP/1.1")
             self._note(waiting.peer, reason, first)
-            sock.close()
+            _close(sock)
         return True
 
     def _end(self, waiting: _Waiting) -> None:
@@ -327,7 +327,7 @@ class Listener:
             waiting.timer.cancel()
         else:
             self._loop.remove_reader(waiting.sock.fileno())
-        waiting.sock.close()
+        _close(waiting.sock)
 
     def _note(self, peer: str, reason: str, first: bytes) -> None:
         """Log a refused connection, but not more lines a second than a disk can take."""
@@ -357,6 +357,15 @@ def _peek(sock: socket.socket) -> bytes | None:
         return sock.recv(_PEEK_BYTES, socket.MSG_PEEK)
     except (BlockingIOError, InterruptedError):
         return None
+
+
+def _close(sock: socket.socket) -> None:
+    """Close a connection, having read what is there: unread bytes would turn the close into a reset."""
+    try:
+        sock.recv(65_536)
+    except OSError:
+        pass
+    sock.close()
 
 
 def _is_ended(sock: socket.socket, size: int) -> bool:

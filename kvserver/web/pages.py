@@ -10,15 +10,18 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
 from urllib.parse import parse_qs
 
 import orjson
 
 from kvserver.metrics import CONTENT_TYPE, Metrics, Value
-from kvserver.node.service import NodeService
 from kvserver.proto.rpc_pb2 import MemberListRequest, MemberListResponse
 from kvserver.version import ETCD_CLUSTER_VERSION, ETCD_VERSION, KVSERVER_VERSION
 from kvserver.web.exchange import FAILURE_TYPE, JSON_TYPE, TEXT_TYPE, Exchange
+
+if TYPE_CHECKING:
+    from kvserver.node.service import NodeService
 
 log = logging.getLogger(__name__)
 

@@ -14,17 +14,20 @@ import asyncio
 import logging
 import socket
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from kvserver import limits
 from kvserver.config import Config
 from kvserver.errors import Code
 from kvserver.metrics import Metrics, Value
-from kvserver.node.service import NodeService
 from kvserver.web.connections import HttpConnections
 from kvserver.web.listener import Listener
 from kvserver.web.pages import Pages
 from kvserver.web.site import Site
 from kvserver.wire.server import GrpcServer, StreamMethod, UnaryMethod
+
+if TYPE_CHECKING:
+    from kvserver.node.service import NodeService
 
 log = logging.getLogger(__name__)
 

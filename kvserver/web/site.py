@@ -14,7 +14,7 @@ from tornado.httputil import RequestStartLine
 
 from kvserver import limits
 from kvserver.errors import Code
-from kvserver.web.exchange import Exchange, ParsedHeaders, Target
+from kvserver.web.exchange import CLOSE, Exchange, ParsedHeaders, Target
 from kvserver.web.gateway import (
     PREFIXES,
     BadTimeoutError,
@@ -140,7 +140,7 @@ class Site:
         self._note_connection(start_line, headers)
         host = headers.get("Host")
         if host is None and start_line.version == "HTTP/1.1":
-            headers.connection = b"Connection: close\r\n"
+            headers.connection = CLOSE
             return refusal(400, "400 Bad Request: missing required Host header")
         if not self._any_host and not self._metrics_only:
             name = _host_name(host or "")
@@ -192,9 +192,9 @@ class Site:
     def _note_connection(start_line: RequestStartLine, headers: ParsedHeaders) -> None:
         wish = (headers.get("Connection") or "").lower()
         if start_line.version == "HTTP/1.0":
-            headers.connection = b"Connection: %b\r\n" % (b"keep-alive" if wish == "keep-alive" else b"close")
+            headers.connection = b"Connection: keep-alive\r\n" if wish == "keep-alive" else CLOSE
         elif wish == "close":
-            headers.connection = b"Connection: close\r\n"
+            headers.connection = CLOSE
 
 
 def _host_name(host: str) -> str:
