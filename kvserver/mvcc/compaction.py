@@ -130,10 +130,7 @@ class CompactionJob:
         else:
             place = 0 if first == main else 1
         if place > 0:
-            if previous_main == main:
-                previous = find_last(before, key)
-            else:
-                previous = store.log.find(previous_main, key)
+            previous = find_last(before, key) if previous_main == main else store.log.find(previous_main, key)
             if previous is not None and type(previous) is not Tombstone:
                 dead.append((previous_main, previous))
                 store.size_bytes -= len(previous)

@@ -7,13 +7,14 @@ the last flush to them. Unsynced ones catch up from the revision log, a slice a 
 
 ::
 
-    watch(start in the past) ----> unsynced <---- deliver answered False (slow), or beyond a flush's budget
-                                     | ^
-              caught up in the log   v |
-    watch(from now on) ----------> synced
+    watch(from now on) ---> synced ----------------------+
+                              ^                          | deliver answered False (slow),
+            caught up         |                          | or beyond a flush's budget
+                              |                          v
+    watch(from the past) --> unsynced <--- resume --- held, if slow
 
-A slow watcher is *held* until its stream resumes; it keeps only the revision it needs next, no events. When compaction
-overtakes that revision, the watcher is cancelled with the compact revision.
+The watchers of a slow stream are *held* until it resumes; each keeps only the revision it needs next, no events. When
+compaction overtakes that revision, the watcher is cancelled with the compact revision.
 
 Guarantees, whatever the path: events of a watcher are in order of revisions, none twice, none missing, a revision is
 never split over deliveries, and a progress at revision r means that all events up to r were delivered.
@@ -29,12 +30,13 @@ and to tick.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Generator
+from bisect import bisect_left
+from collections.abc import Callable
+from itertools import islice
 from typing import Protocol
 
 from kvserver import errors
 from kvserver.mvcc.records import Tombstone, decode, event, event_with_previous, key_of
-from kvserver.mvcc.revision_log import Entry
 from kvserver.mvcc.store import Store
 from kvserver.mvcc.watchers import Group, WatcherIndex
 from kvserver.proto.rpc_pb2 import WatchCreateRequest
@@ -45,10 +47,13 @@ INVALID_WATCH_ID = -1
 FLUSH_DELIVERIES_MAX = 8192
 """Deliveries of one flush; watchers beyond catch up from the log, so that a wide fan-out does not hold the loop."""
 
-SYNC_RECORDS = 2000
-"""Records that one slice of catching up reads."""
+FLUSH_MATCHES_MAX = 20_000
+"""Pairs of a change and a group that watches it, of one flush; later revisions are announced by the next."""
 
-SYNC_WATCHERS = 512
+SYNC_MATCHES = 4000
+"""Records read and pairs of a record and a group that watches it, of one slice of catching up."""
+
+SYNC_WATCHERS = 1024
 """Unsynced watchers that catch up together in one slice."""
 
 _PREVIOUS, _NO_PUT, _NO_DELETE = 1, 2, 4
@@ -110,7 +115,8 @@ class Watcher:
         self.watch_id = watch_id
         self.key = key
         self.end = end
-        self.needs = needs  # the first revision it has not been given
+        # The first revision it has not been given; of a synced watcher only if above the last announced one.
+        self.needs = needs
         self.variant = variant
         self.synced = False
         self.progress = False  # wants periodic progress
@@ -132,6 +138,7 @@ class WatchStream:
     def __init__(self, watchable: WatchableStore, sink: WatchSink, number: int) -> None:
         self._watchable = watchable
         self.sink = sink
+        self.deliver = sink.deliver
         self.number = number
         self.watchers: dict[int, Watcher] = {}
         self.held = False
@@ -185,16 +192,15 @@ class WatchStream:
         if WatchCreateRequest.NODELETE in filters:
             variant |= _NO_DELETE
         watchable = self._watchable
-        watchable.flush()
-        now = watchable.store.revision
-        needs = start_revision or now + 1
+        needs = start_revision or watchable.store.revision + 1
         watcher = Watcher(self, watch_id, start, end, needs, variant)
         watcher.progress = progress_notify
         self.watchers[watch_id] = watcher
-        if needs > now:
+        if needs > watchable.announced:
             watchable.make_synced(watcher)
         else:
             watchable.make_unsynced(watcher)
+            watchable.wake()
         if progress_notify:
             watchable.start_ticking(self)
         return watch_id, needs
@@ -214,7 +220,7 @@ class WatchStream:
             Whether it was reported.
         """
         self._watchable.flush()
-        revision = self._watchable.store.revision
+        revision = self._watchable.announced
         for watcher in self.watchers.values():
             if not watcher.synced or watcher.needs > revision + 1:
                 return False
@@ -232,8 +238,9 @@ class WatchStream:
 
     def resume(self) -> None:
         """Learn that the sink has room again."""
-        self.held = False
-        self._watchable.resumed(self)
+        if self.held:
+            self.held = False
+            self._watchable.resumed(self)
 
     def close(self) -> None:
         """End all watchers of the stream."""
@@ -257,22 +264,26 @@ class WatchableStore:
         self.announced = store.revision
         self.streams: dict[int, WatchStream] = {}
         self.progress_interval_ticks = progress_interval_ticks
+        self.wake: Callable[[], None] = _no_wake
+        """Called when there is something for :meth:`sync_unsynced` that no flush or sync brought about."""
         self._synced = WatcherIndex()
         self._unsynced: dict[Watcher, None] = {}
+        self._held: dict[Watcher, None] = {}
         self._next_stream = 0
         self._ticks = 0
         self._due: list[tuple[int, int]] = []
-        store.before_compaction.append(self.flush)
+        self._cancelled_below = store.compact_revision
+        store.before_compaction.append(self._flush_all)
 
     @property
     def watcher_count(self) -> int:
         """Watchers of all streams."""
-        return self._synced.count + len(self._unsynced)
+        return self._synced.count + len(self._unsynced) + len(self._held)
 
     @property
     def unsynced_count(self) -> int:
         """Watchers that are behind."""
-        return len(self._unsynced)
+        return len(self._unsynced) + len(self._held)
 
     def new_stream(self, sink: WatchSink) -> WatchStream:
         """Open a stream of watchers that deliver to ``sink``."""
@@ -281,7 +292,7 @@ class WatchableStore:
         self.streams[stream.number] = stream
         return stream
 
-    # -- membership of the two sets -----------------------------------------------------------------------------------
+    # -- the sets -----------------------------------------------------------------------------------------------------
 
     def make_synced(self, watcher: Watcher) -> None:
         """Let a watcher follow the announcements."""
@@ -293,7 +304,7 @@ class WatchableStore:
         if watcher.synced:
             watcher.synced = False
             self._synced.remove(watcher)
-        self._unsynced[watcher] = None
+        (self._held if watcher.stream.held else self._unsynced)[watcher] = None
 
     def forget(self, watcher: Watcher) -> None:
         """Drop a watcher."""
@@ -302,9 +313,15 @@ class WatchableStore:
             self._synced.remove(watcher)
         else:
             self._unsynced.pop(watcher, None)
+            self._held.pop(watcher, None)
 
     def resumed(self, stream: WatchStream) -> None:
         """Take note that a stream has room again; its watchers catch up in the next slices."""
+        for watcher in stream.watchers.values():
+            if watcher in self._held:
+                del self._held[watcher]
+                self._unsynced[watcher] = None
+        self.wake()
 
     def adopted(self) -> None:
         """Take note that the store took over the state of a snapshot: everybody catches up from its log."""
@@ -317,29 +334,35 @@ class WatchableStore:
 
     # -- announcing ---------------------------------------------------------------------------------------------------
 
+    def _flush_all(self) -> None:
+        while self.announced < self.store.revision:
+            self.flush()
+
     def flush(self) -> None:
-        """Announce what was written since the last flush to the synced watchers."""
+        """Announce what was written since the last flush to the synced watchers, within the limits of one flush."""
         store = self.store
         first, last = self.announced + 1, store.revision
         if first > last:
             return
-        self.announced = last
         index = self._synced
         if not index.count:
+            self.announced = last
             return
         touched: dict[Group, None] = {}
         find = index.find
+        budget = FLUSH_MATCHES_MAX
         for revision, entry in store.log.items(first, last + 1):
-            if isinstance(entry, tuple):
-                for record in entry:
-                    if record is not None:
-                        for group in find(key_of(record)):
-                            group.records.append((revision, record))
-                            touched[group] = None
-            else:
-                for group in find(key_of(entry)):
-                    group.records.append((revision, entry))
-                    touched[group] = None
+            for record in entry if isinstance(entry, tuple) else (entry,):
+                if record is not None:
+                    groups = find(key_of(record))
+                    budget -= len(groups)
+                    for group in groups:
+                        group.records.append((revision, record))
+                        touched[group] = None
+            if budget <= 0:
+                last = revision
+                break
+        self.announced = last
         budget = FLUSH_DELIVERIES_MAX
         for group in touched:
             budget = self._announce(group, budget)
@@ -350,27 +373,33 @@ class WatchableStore:
         group.records = []
         first = records[0][0]
         last = records[-1][0]
+        behind: list[Watcher] = []
         for variant, members in list(group.watchers.items()):
             events = self._events(records, variant)
+            if not events:
+                continue
             for watcher in list(members):
                 if watcher.needs > first:
-                    if watcher.needs > last:
-                        continue
                     needs = watcher.needs
                     late = self._events([item for item in records if item[0] >= needs], variant)
-                    taken = not late or self._deliver(watcher, last, late)
-                elif not events:
-                    taken = True
+                    if late and not self._deliver(watcher, last, late):
+                        behind.append(watcher)
                 elif budget > 0:
                     budget -= 1
-                    taken = self._deliver(watcher, last, events)
+                    stream = watcher.stream
+                    if stream.held:
+                        behind.append(watcher)
+                    elif stream.deliver(watcher.watch_id, last, events):
+                        watcher.idle = False
+                    else:
+                        stream.held = True
+                        behind.append(watcher)
                 else:
-                    taken = False
-                if taken:
-                    watcher.needs = last + 1
-                else:
-                    watcher.needs = max(watcher.needs, first)
-                    self.make_unsynced(watcher)
+                    behind.append(watcher)
+        for watcher in behind:
+            if watcher.synced:  # else its sink ended it meanwhile
+                watcher.needs = max(watcher.needs, first)
+                self.make_unsynced(watcher)
         return budget
 
     @staticmethod
@@ -378,7 +407,7 @@ class WatchableStore:
         stream = watcher.stream
         if stream.held:
             return False
-        if stream.sink.deliver(watcher.watch_id, revision, events):
+        if stream.deliver(watcher.watch_id, revision, events):
             watcher.idle = False
             return True
         stream.held = True
@@ -407,68 +436,101 @@ class WatchableStore:
     # -- catching up --------------------------------------------------------------------------------------------------
 
     def sync_unsynced(self) -> bool:
-        """Let unsynced watchers catch up by one slice; True if there is more that can be done now."""
-        if not self._unsynced:
-            return False
+        """Do one slice of what is left: announcing, cancelling, catching up.
+
+        Returns:
+            Whether there is more that can be done now.
+        """
         self.flush()
+        if self._cancelled_below != self.store.compact_revision:
+            self._cancelled_below = self.store.compact_revision
+            self._cancel_overtaken(list(self._held))
+        chosen = self._choose()
+        if chosen:
+            self._catch_up(chosen)
+        return bool(self._unsynced) or self.announced < self.store.revision
+
+    def _cancel_overtaken(self, watchers: list[Watcher]) -> None:
+        """Cancel those of the watchers that need revisions which are compacted."""
         compacted = self.store.compact_revision
-        chosen: list[Watcher] = []
-        for watcher in list(self._unsynced):
+        for watcher in watchers:
             if watcher.needs < compacted:
-                self._unsynced.pop(watcher)
-                watcher.stream.watchers.pop(watcher.watch_id, None)
+                self.forget(watcher)
+                del watcher.stream.watchers[watcher.watch_id]
                 watcher.stream.sink.cancelled(watcher.watch_id, compacted, "")
-            elif not watcher.stream.held:
+
+    def _choose(self) -> list[Watcher]:
+        """Choose who catches up together: the first in turn, and who is about as far as it."""
+        waiting = list(islice(self._unsynced, 2 * SYNC_WATCHERS))
+        if not waiting:
+            return []
+        compacted = self.store.compact_revision
+        overtaken = [watcher for watcher in waiting if watcher.needs < compacted]
+        if overtaken:
+            self._cancel_overtaken(overtaken)
+            waiting = [watcher for watcher in waiting if watcher.needs >= compacted]
+        chosen: list[Watcher] = []
+        for watcher in waiting:
+            if watcher.stream.held:
+                del self._unsynced[watcher]
+                self._held[watcher] = None
+            elif not chosen:
                 chosen.append(watcher)
-        if not chosen:
-            return False
-        chosen.sort(key=_needs)
-        chosen = chosen[:SYNC_WATCHERS]
-        self._catch_up(chosen)
-        return any(not watcher.stream.held for watcher in self._unsynced)
+                low = watcher.needs
+            elif low <= watcher.needs <= low + SYNC_MATCHES and len(chosen) < SYNC_WATCHERS:
+                chosen.append(watcher)
+        return chosen
 
     def _catch_up(self, chosen: list[Watcher]) -> None:
-        """Read one slice of the log for watchers ordered by what they need, and deliver it."""
-        store = self.store
-        low = chosen[0].needs
-        last = self.announced
+        """Read one slice of the log for the chosen, of whom the first needs the oldest revision, and deliver it."""
         index = WatcherIndex()
         for watcher in chosen:
             index.add(watcher)
         touched: dict[Group, None] = {}
-        budget = SYNC_RECORDS
-        reached = last
-        for revision, entry in store.log.items(low, last + 1):
-            for record in _records(entry):
-                budget -= 1
-                for group in index.find(key_of(record)):
-                    group.records.append((revision, record))
-                    touched[group] = None
+        budget = SYNC_MATCHES
+        reached = self.announced
+        for revision, entry in self.store.log.items(chosen[0].needs, self.announced + 1):
+            for record in entry if isinstance(entry, tuple) else (entry,):
+                if record is not None:
+                    groups = index.find(key_of(record))
+                    budget -= 1 + len(groups)
+                    for group in groups:
+                        group.records.append((revision, record))
+                        touched[group] = None
             if budget <= 0:
                 reached = revision
                 break
-        cache: dict[tuple[int, int, int], list[bytes]] = {}
         for group in touched:
-            records = group.records
             for variant, members in group.watchers.items():
-                for watcher in members:
-                    needs = watcher.needs
-                    if needs > reached:
-                        continue
-                    mine = records if needs <= records[0][0] else [item for item in records if item[0] >= needs]
-                    if not mine:
-                        continue
-                    identity = (id(group), variant, len(mine))
-                    events = cache.get(identity)
-                    if events is None:
-                        events = cache[identity] = self._events(mine, variant)
-                    if events and not self._deliver(watcher, reached, events):
-                        chosen.remove(watcher)
+                self._deliver_past(group.records, variant, members, reached)
         for watcher in chosen:
-            if watcher.needs <= reached:
-                watcher.needs = reached + 1
-            if watcher.needs > last and self._unsynced.pop(watcher, self) is None:
+            if watcher.stream.watchers.get(watcher.watch_id) is not watcher:
+                continue  # its sink ended it meanwhile
+            if watcher.stream.held and watcher.needs <= reached:
+                del self._unsynced[watcher]
+                self._held[watcher] = None
+                continue
+            watcher.needs = max(watcher.needs, reached + 1)
+            del self._unsynced[watcher]
+            if watcher.needs > self.announced:
                 self.make_synced(watcher)
+            else:
+                self._unsynced[watcher] = None  # behind the others: all get their turn
+
+    def _deliver_past(
+        self, records: list[tuple[int, bytes]], variant: int, members: dict[Watcher, None], reached: int
+    ) -> None:
+        """Deliver records up to ``reached`` to watchers of one group and variant, each from what it needs on."""
+        cache: dict[int, list[bytes]] = {}
+        for watcher in members:
+            start = bisect_left(records, watcher.needs, key=_revision_of)
+            if start == len(records):
+                continue
+            events = cache.get(start)
+            if events is None:
+                events = cache[start] = self._events(records[start:] if start else records, variant)
+            if not events or self._deliver(watcher, reached, events):
+                watcher.needs = reached + 1
 
     # -- progress -----------------------------------------------------------------------------------------------------
 
@@ -496,14 +558,9 @@ class WatchableStore:
             heapq.heappush(due, (ticks + self.progress_interval_ticks, number))
 
 
-def _needs(watcher: Watcher) -> int:
-    return watcher.needs
+def _revision_of(item: tuple[int, bytes]) -> int:
+    return item[0]
 
 
-def _records(entry: Entry) -> Generator[bytes, None, None]:
-    if isinstance(entry, tuple):
-        for record in entry:
-            if record is not None:
-                yield record
-    else:
-        yield entry
+def _no_wake() -> None:
+    """Nobody is to be woken."""
