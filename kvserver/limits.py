@@ -17,8 +17,8 @@ WAL_SEGMENT_BYTES = 64 * 1024 * 1024
 
 WAL_ZERO_AHEAD_BYTES = 256 * 1024
 """Zeros written ahead of the log's end together with a batch: a block that was written before needs no journal commit
-when it is written again, which takes the median sync of 20 KB from 260 to 140 us. More makes the one batch that pays for
-it slower and gains nothing."""
+when it is written again, which takes the median sync of 20 KB from 260 to 140 us. More makes the one batch that pays
+for it slower and gains nothing."""
 
 WAL_FRAME_BYTES_MAX = 64 * 1024 * 1024
 """Raw bytes of one WAL frame, so of one record: bounds the memory that reading a log may take. Larger batches are
@@ -212,3 +212,10 @@ RAFT_UNCOMMITTED_BYTES_MAX = 256 * 1024 * 1024
 RAFT_PENDING_READS_MAX = 4096
 """Read requests of all members that wait for the leader to confirm its leadership; a member batches its clients' reads
 into one request, so this is far more than members times retries."""
+
+SHUTDOWN_GRACE_SECONDS = 2.0
+"""How long running calls may go on after a stop was asked for; streams never end by themselves."""
+
+GC_YOUNG_OBJECTS = 50_000
+"""Container objects made before the collector looks at the young ones: a batch of requests makes thousands and frees
+them by reference counting."""
