@@ -135,10 +135,12 @@ class HeaderDecoder(Generic[_Value]):
             while position < size:
                 byte = block[position]
                 if byte >= 0x80:
-                    if byte < 0xBE:
+                    if 0x80 < byte < 0xBE:
                         append(_STATIC[byte - 0x81])
-                    elif byte < 0xFF:
+                    elif 0xBE <= byte < 0xFF:
                         append(entries[byte - 0xBE])
+                    elif byte == 0x80:
+                        raise _WalkEnds
                     else:
                         position += 1
                         second = block[position]

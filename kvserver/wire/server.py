@@ -184,10 +184,11 @@ class GrpcServer:
     def _mark(self, connection: _Protocol) -> None:
         dirty = self._dirty
         if not dirty:
-            asyncio.get_running_loop().call_soon(self._flush)
+            asyncio.get_running_loop().call_soon(self.flush)
         dirty.append(connection)
 
-    def _flush(self) -> None:
+    def flush(self) -> None:
+        """Write out what all connections have collected; called by itself in the next pass of the loop otherwise."""
         dirty = self._dirty
         self._dirty = []
         for connection in dirty:

@@ -249,6 +249,11 @@ class _UnaryCall(OutStream):
         self.recv_window = conn.limits.stream_window_bytes
         self.answered = False
 
+    def partial_bytes(self) -> int:
+        """Bytes held of a request that has not ended."""
+        held = self.assembler.held_bytes if self.assembler is not None else 0
+        return held if self.message is None else held + len(self.message)
+
 
 class ServerStream(OutStream):
     """A streaming call, as its handler sees it.
@@ -263,12 +268,12 @@ class ServerStream(OutStream):
 
     __slots__ = (
         "_above_high_water",
-        "_assembler",
         "_finished",
         "_half_closed",
         "_handler",
         "_headers_sent",
         "_recv_window",
+        "assembler",
         "closed",
         "conn",
         "head",
@@ -280,12 +285,16 @@ class ServerStream(OutStream):
         self.head = head
         self.closed = False
         self._handler: StreamHandler | None = None
-        self._assembler = MessageAssembler(conn.limits.message_bytes_max)
+        self.assembler: MessageAssembler | None = MessageAssembler(conn.limits.message_bytes_max)
         self._recv_window = conn.limits.stream_window_bytes
         self._headers_sent = False
         self._half_closed = False
         self._finished = False
         self._above_high_water = False
+
+    def partial_bytes(self) -> int:
+        """Bytes held of an unfinished message."""
+        return self.assembler.held_bytes if self.assembler is not None else 0
 
     def send_headers(self) -> None:
         """Send the initial headers now instead of with the first message."""
@@ -323,6 +332,7 @@ class ServerStream(OutStream):
         self.closed = True
         self._finished = True
         conn = self.conn
+        conn._drop_partial(self)
         block = _trailer_block(code, message)
         if not self._headers_sent:
             self._headers_sent = True
@@ -513,9 +523,9 @@ class ServerConnection(Machine):
                                 self._handler_failed(stream_id, error)
                             fast = self._fast_bytes
                             continue
-                elif flags == 4 and word & 0xFF == 1:  # HEADERS, the whole block
+                elif flags == 4 and word & 0xFF == 1 and word <= _HEADERS_WORD_MAX:  # HEADERS, the whole block
                     end = position + 9 + (word >> 8)
-                    if end > size and word <= _HEADERS_WORD_MAX:
+                    if end > size:
                         break
                     if stream_id > self._last_stream_id and stream_id & 1 and len(streams) < streams_max:
                         block = data[position + 9 : end]
@@ -734,24 +744,22 @@ class ServerConnection(Machine):
         call.recv_window -= size
         if call.recv_window < 0:
             raise StreamFaultError(call.stream_id, ErrorCode.FLOW_CONTROL_ERROR, "stream window exceeded")
-        held = assembler.held_bytes
+        self._partial_bytes -= call.partial_bytes()  # counted again below
+        fault: GrpcError | None = None
         try:
             for message in assembler.feed(payload):
                 if call.message is not None:
                     raise GrpcError(Code.INTERNAL, "grpc: more than one request message for a unary call")
                 call.message = message
-            self._partial_bytes += assembler.held_bytes - held
-            if self._partial_bytes > self.limits.partial_bytes_max:
-                raise GrpcError(Code.RESOURCE_EXHAUSTED, "grpc: too much unfinished request data on this connection")
-            if end_stream:
-                if assembler.held_bytes:
-                    raise GrpcError(Code.INTERNAL, "unexpected EOF")
-                if call.message is None:
-                    raise GrpcError(Code.INTERNAL, "grpc: a unary call without a request message")
-        except GrpcError as error:
-            self._partial_bytes -= held
-            call.assembler = None
-            self._fail_call(call, error.code, error.message, heard=end_stream)
+        except GrpcError as caught:
+            fault = caught
+        self._partial_bytes += call.partial_bytes()
+        if fault is None:
+            fault = self._check_partial(assembler, end_stream)
+            if fault is None and end_stream and call.message is None:
+                fault = GrpcError(Code.INTERNAL, "grpc: a unary call without a request message")
+        if fault is not None:
+            self._fail_call(call, fault.code, fault.message, heard=end_stream)
             return
         if not end_stream:
             limit = self.limits.stream_window_bytes
@@ -759,7 +767,7 @@ class ServerConnection(Machine):
                 self._out.append(frames.window_update(call.stream_id, limit - call.recv_window))
                 call.recv_window = limit
             return
-        call.assembler = None
+        self._drop_partial(call)
         request = call.message
         head = call.head
         assert request is not None and head is not None and head.handler is not None  # noqa: PT018
@@ -772,6 +780,19 @@ class ServerConnection(Machine):
         except Exception as error:  # the handler's fault must not end the connection
             self._handler_failed(call.stream_id, error)
 
+    def _check_partial(self, assembler: MessageAssembler, end_stream: bool) -> GrpcError | None:
+        if self._partial_bytes > self.limits.partial_bytes_max:
+            return GrpcError(Code.RESOURCE_EXHAUSTED, "grpc: too much unfinished request data on this connection")
+        if end_stream and assembler.held_bytes:
+            return GrpcError(Code.INTERNAL, "unexpected EOF")
+        return None
+
+    def _drop_partial(self, stream: _UnaryCall | ServerStream) -> None:
+        """Forget the unfinished message of a stream that will take no more."""
+        if stream.assembler is not None:
+            self._partial_bytes -= stream.partial_bytes()
+            stream.assembler = None
+
     def _stream_data(self, stream: ServerStream, payload: bytes, size: int, end_stream: bool) -> None:
         if stream._half_closed:
             raise StreamFaultError(stream.stream_id, ErrorCode.STREAM_CLOSED, "DATA after END_STREAM")
@@ -779,11 +800,12 @@ class ServerConnection(Machine):
         if stream._recv_window < 0:
             raise StreamFaultError(stream.stream_id, ErrorCode.FLOW_CONTROL_ERROR, "stream window exceeded")
         handler = stream._handler
-        if handler is None or stream.closed:  # finished, the end is still queued
+        assembler = stream.assembler
+        if handler is None or assembler is None:  # finished, the end is still queued
             stream._half_closed = end_stream
             return
-        assembler = stream._assembler
-        held = assembler.held_bytes
+        self._partial_bytes -= assembler.held_bytes  # counted again below
+        fault: GrpcError | None = None
         if end_stream:
             stream._half_closed = True
         try:
@@ -792,17 +814,16 @@ class ServerConnection(Machine):
                     break
                 stream.head.route.messages_received += 1
                 self._guard(stream, handler.on_message, message)
-            self._partial_bytes += assembler.held_bytes - held
-            if self._partial_bytes > self.limits.partial_bytes_max:
-                raise GrpcError(Code.RESOURCE_EXHAUSTED, "grpc: too much unfinished request data on this connection")
-            if end_stream and assembler.held_bytes and not stream.closed:
-                raise GrpcError(Code.INTERNAL, "unexpected EOF")
-        except GrpcError as error:
-            self._partial_bytes -= assembler.held_bytes
-            stream._assembler = MessageAssembler(self.limits.message_bytes_max)
-            if not stream.closed:
-                stream.finish(error.code, error.message)
-                self._guard(stream, handler.on_closed)
+        except GrpcError as caught:
+            fault = caught
+        if stream.closed:
+            return
+        self._partial_bytes += assembler.held_bytes
+        if fault is None:
+            fault = self._check_partial(assembler, end_stream)
+        if fault is not None:
+            stream.finish(fault.code, fault.message)
+            self._guard(stream, handler.on_closed)
             return
         if end_stream:
             if not stream.closed:
@@ -910,15 +931,12 @@ class ServerConnection(Machine):
         if not heard:
             tail += frames.rst_stream(call.stream_id, ErrorCode.NO_ERROR)
             self._remember_unheard(call.stream_id)
-            if call.assembler is not None:
-                self._partial_bytes -= call.assembler.held_bytes
-                call.assembler = None
+        self._drop_partial(call)
         self._send_tail(call, tail)
 
     def _tail_sent(self, stream: OutStream) -> None:
         self._streams.pop(stream.stream_id, None)
         if isinstance(stream, ServerStream) and not stream._half_closed:
-            self._partial_bytes -= stream._assembler.held_bytes
             self._remember_unheard(stream.stream_id)
 
     def _remember_unheard(self, stream_id: int) -> None:
@@ -966,15 +984,13 @@ class ServerConnection(Machine):
             stream.route.count(code)
         elif isinstance(stream, _UnaryCall):
             self._forget_queue(stream)
-            if stream.assembler is not None:
-                self._partial_bytes -= stream.assembler.held_bytes
-                stream.assembler = None
+            self._drop_partial(stream)
             if not stream.answered:
                 stream.answered = True
                 stream.route.count(code)
         elif isinstance(stream, ServerStream):
             self._forget_queue(stream)
-            self._partial_bytes -= stream._assembler.held_bytes
+            self._drop_partial(stream)
             stream._lost(code)
 
     def _stream_fault(self, fault: StreamFaultError) -> None:
