@@ -237,7 +237,7 @@ class Registration:
         self.registrations += 1
         if self._subscription is None or self._subscription.closed:
             spec = WatchSpec(self._client.namespace + self._key)
-            self._subscription = self._client._core.watches.add(spec, self, start_revision=result.revision + 1)
+            self._subscription = self._client._core.watches.add(spec, _Sink(self), start_revision=result.revision + 1)
         self._stored = instance
         for waiter in self._waiters:
             if not waiter.done():
@@ -257,19 +257,9 @@ class Registration:
         if subscription is not None:
             subscription.close()
 
-    # the watch's sink
+    # what the watch tells
 
-    def on_started(self, revision: int) -> None:
-        pass
-
-    def on_resumed(self) -> None:
-        pass
-
-    def on_interrupted(self) -> None:
-        pass
-
-    def on_events(self, events: Sequence[kv_pb2.Event]) -> None:
-        last = events[-1]
+    def _key_changed(self, last: kv_pb2.Event) -> None:
         session = self._session
         stored = self._stored
         if last.kv.mod_revision <= self._put_revision or session is None or stored is None:
@@ -286,7 +276,7 @@ class Registration:
             logger.info("registration of %s: somebody changed it; putting it again", self._instance.key)
             self._touch()
 
-    def on_failed(self, error: ClientError) -> None:
+    def _watch_ended(self) -> None:
         if not self._closing:
             self._touch()  # compacted: put again, and watch from there
 
@@ -348,3 +338,27 @@ class Registration:
 
     def __repr__(self) -> str:
         return f"Registration({self._instance.key!r}, {self._instance.status.value})"
+
+
+class _Sink:
+    """The watch of a registration's key."""
+
+    __slots__ = ("_registration",)
+
+    def __init__(self, registration: Registration) -> None:
+        self._registration = registration
+
+    def on_started(self, revision: int) -> None:
+        pass
+
+    def on_resumed(self) -> None:
+        pass
+
+    def on_interrupted(self) -> None:
+        pass
+
+    def on_events(self, events: Sequence[kv_pb2.Event]) -> None:
+        self._registration._key_changed(events[-1])
+
+    def on_failed(self, error: ClientError) -> None:
+        self._registration._watch_ended()

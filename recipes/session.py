@@ -22,7 +22,7 @@ from kvserver.errors import Code
 from kvserver.proto import rpc_pb2
 from recipes.client.client import Client
 from recipes.client.clock import LeaseClock, SessionState, now
-from recipes.client.keepalive import LeaseKeeper, revoke_quietly
+from recipes.client.keepalive import KeepaliveHub, LeaseKeeper, revoke_quietly
 from recipes.errors import ClientError, OutcomeUnknownError, SessionLostError
 from recipes.finishing import finish
 
@@ -194,7 +194,7 @@ class Session:
             break
         self._clock = LeaseClock(ttl, sent_at)
         self._keeper = LeaseKeeper(self._lease_id, self._clock, self._notify)
-        self.client._core.keepalives(own_thread=not self._tied).add(self._keeper)
+        self._hub().add(self._keeper)
 
     async def close(self) -> None:
         """Revoke the lease: everything it keeps is deleted at once. May be called again; survives cancellation."""
@@ -202,7 +202,7 @@ class Session:
         if clock is None or keeper is None:
             return
         self._keeper = None
-        hub = self.client._core.keepalives(own_thread=not self._tied)
+        hub = self._hub()
         hub.remove(keeper)
         ended = clock.lose("it was closed")
         self._changed(SessionState.LOST)
@@ -216,6 +216,9 @@ class Session:
         except BaseException:
             hub.revoke_soon(self._lease_id, self.ttl)
             raise
+
+    def _hub(self) -> KeepaliveHub:
+        return self.client._core.keepalives(own_thread=not self._tied)
 
     def _notify(self, state: SessionState) -> None:
         """Called by the keeper on its loop."""

@@ -65,7 +65,7 @@ class Compare:
         if isinstance(self.operand, bytes):
             compare.value = self.operand
         else:
-            target.set_operand(compare, self.operand)
+            target._set_operand(compare, self.operand)
         return compare
 
     def __bool__(self) -> bool:
@@ -88,7 +88,7 @@ class _Target:
         self.key = key
         self.prefix = prefix
 
-    def set_operand(self, compare: rpc_pb2.Compare, operand: int) -> None:
+    def _set_operand(self, compare: rpc_pb2.Compare, operand: int) -> None:
         raise NotImplementedError
 
     def __repr__(self) -> str:
@@ -124,7 +124,7 @@ class Version(_IntTarget):
     __slots__ = ()
     TARGET = rpc_pb2.Compare.VERSION
 
-    def set_operand(self, compare: rpc_pb2.Compare, operand: int) -> None:
+    def _set_operand(self, compare: rpc_pb2.Compare, operand: int) -> None:
         compare.version = operand
 
 
@@ -134,7 +134,7 @@ class CreateRevision(_IntTarget):
     __slots__ = ()
     TARGET = rpc_pb2.Compare.CREATE
 
-    def set_operand(self, compare: rpc_pb2.Compare, operand: int) -> None:
+    def _set_operand(self, compare: rpc_pb2.Compare, operand: int) -> None:
         compare.create_revision = operand
 
 
@@ -144,7 +144,7 @@ class ModRevision(_IntTarget):
     __slots__ = ()
     TARGET = rpc_pb2.Compare.MOD
 
-    def set_operand(self, compare: rpc_pb2.Compare, operand: int) -> None:
+    def _set_operand(self, compare: rpc_pb2.Compare, operand: int) -> None:
         compare.mod_revision = operand
 
 
@@ -154,7 +154,7 @@ class Lease(_IntTarget):
     __slots__ = ()
     TARGET = rpc_pb2.Compare.LEASE
 
-    def set_operand(self, compare: rpc_pb2.Compare, operand: int) -> None:
+    def _set_operand(self, compare: rpc_pb2.Compare, operand: int) -> None:
         compare.lease = operand
 
 
