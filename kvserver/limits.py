@@ -167,15 +167,16 @@ PENDING_PROPOSALS_MAX = 100_000
 """Writes that wait for the disk: about a second's worth at full speed; more than that is "too many requests"."""
 
 SNAPSHOT_SMALL_BYTES = 1_048_576
-"""A snapshot is due after ``--snapshot-count`` entries, and when the log grew by as much as the last snapshot is large
-less this much: writing snapshots then costs at most about as much as writing the log, and small ones are never put off."""
+"""A snapshot is due after ``--snapshot-count`` entries, and when the log grew by as much as the last snapshot is
+large, less this much: writing snapshots then costs at most about as much as writing the log, and small ones are never
+put off."""
 
 INLINE_WRITE_SECONDS_MAX = 0.005
 """A lone proposal is written on the loop thread only while writes take less than this on average: a slow disk must not
 hold the loop."""
 
 INLINE_WRITE_WEIGHT = 1 / 16
-"""Weight of the newest write in that average: a single slow one changes little, a disk that became slow shows at once."""
+"""Weight of the newest write in that average: one slow one changes little, a disk that became slow shows at once."""
 
 WORK_SLICE_SECONDS = 0.005
 """Time that long work (compaction, large reads, hashes) takes of the loop before requests get their turn again."""

@@ -285,6 +285,15 @@ class WatchableStore:
         """Watchers that are behind."""
         return len(self._unsynced) + len(self._held)
 
+    @property
+    def has_work(self) -> bool:
+        """Whether :meth:`sync_unsynced` has something to do."""
+        return (
+            bool(self._unsynced)
+            or self.announced < self.store.revision
+            or self._cancelled_below != self.store.compact_revision
+        )
+
     def new_stream(self, sink: WatchSink) -> WatchStream:
         """Open a stream of watchers that deliver to ``sink``."""
         stream = WatchStream(self, sink, self._next_stream)

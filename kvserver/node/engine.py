@@ -1,0 +1,493 @@
+"""The engine: one member as a pure machine, the one place that orders persist, send and apply.
+
+Inputs are proposals with their completions, reads, peer messages, finished disk writes and ticks. Output comes in
+turns, which the shell (``node.runner``, or a simulator) drives in this order::
+
+    output = engine.ready()          what to write, what to send; None when there is nothing to do
+    shell starts output.persist, sends output.messages
+    answers = engine.apply()         applies what is committed, while the disk is still writing
+    shell calls done(result) of each answer
+    ... later, when the write is durable: engine.persisted(output.persist)
+
+Rules kept here:
+
+- Nothing is answered before it is applied, nothing applied before it is committed, and the member counts itself towards
+  a commit only after ``persisted``.
+- At most one write is outstanding; what arrives meanwhile goes together into the next one (group commit).
+- ``apply`` reads no clock and no randomness: what an entry needs of both was decided before it was proposed.
+- Long work (compaction, large reads, hashes, watchers catching up) runs as generators, one bounded slice a
+  :meth:`Engine.work` call.
+
+No asyncio, socket, file, clock or randomness may be used here: the simulation runs this very code.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass, field
+
+from kvserver import errors, limits
+from kvserver.errors import KvError
+from kvserver.node import kinds, records
+from kvserver.node.machine import Deferred, StateMachine
+from kvserver.proto.rpc_pb2 import LeaseRevokeRequest, Member
+from kvserver.raft import Entry, HardState, Message, ProposalDroppedError, RawNode, Ready
+
+log = logging.getLogger(__name__)
+
+Result = bytes | KvError
+Done = Callable[[Result], None]
+Job = Generator[None, None, None]
+
+
+@dataclass(frozen=True, slots=True)
+class Persist:
+    """What one disk write has to make durable: typed record payloads, in order."""
+
+    records: list[tuple[int, bytes]]
+    ready: Ready | None
+    marker_index: int = 0
+    first_entry_index: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotOrder:
+    """A snapshot to save: the state at ``index``, produced lazily in chunks while the engine goes on."""
+
+    index: int
+    term: int
+    chunks: Iterator[bytes]
+
+
+@dataclass(slots=True)
+class Output:
+    """One turn's orders to the shell."""
+
+    persist: Persist | None = None
+    messages: list[Message] = field(default_factory=list)
+    snapshot: SnapshotOrder | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSettings:
+    """What the operator may set; times in ticks (one tick is the heartbeat interval)."""
+
+    name: str
+    cluster_version: str
+    snapshot_count: int
+    snapshot_catchup_entries: int
+    request_timeout_ticks: int
+    lease_revokes_per_tick: int
+    election_timeout_seconds: float
+
+
+class Engine:
+    """One member: Raft core, replicated state and the requests that wait for them."""
+
+    def __init__(
+        self,
+        raft: RawNode,
+        machine: StateMachine,
+        settings: EngineSettings,
+        *,
+        member_id: int,
+        wake: Callable[[], None],
+    ) -> None:
+        self.raft = raft
+        self.machine = machine
+        self.settings = settings
+        self.member_id = member_id
+        self.client_urls: tuple[str, ...] = ()
+        self._wake = wake
+        self._awake = False
+        self._pending: dict[int, tuple[object, Done | None, int]] = {}
+        self._reads: deque[tuple[Callable[[KvError | None], None], int]] = deque()
+        self._confirmed: deque[tuple[int, list[tuple[Callable[[KvError | None], None], int]]]] = deque()
+        self._read_rounds: dict[bytes, list[tuple[Callable[[KvError | None], None], int]]] = {}
+        self._read_round = 0
+        self._jobs: deque[Job] = deque()
+        self._to_apply: list[Entry] = []
+        self._ticks = 0
+        self._writing = False
+        self._writing_marker = False
+        self._revoking: set[int] = set()
+        self._snapshot_running = False
+        self._snapshot_index = machine.applied_index
+        self._snapshot_bytes = 0
+        self._bytes_since_snapshot = 0
+        self._snapshot_wanted = False
+        self._snapshot_waiters: list[Done] = []
+        self._marker: tuple[int, int] | None = None
+        self._was_leader = False
+        self._campaign_at: int | None = None
+        self._stopped = False
+        self.reads_are_local = False
+        self.leader_changes = 0
+        self.proposals_failed = 0
+
+    # -- inputs ---------------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Begin: a member that is the only voter campaigns as soon as it has applied what it knows committed."""
+        self._campaign_at = self.raft.commit_index
+        self._maybe_campaign()
+        self.wake()
+
+    def propose(self, kind: bytes, raw: bytes, request: object, done: Done | None) -> None:
+        """Propose a write; ``done`` gets the answer, or the error, once it is applied.
+
+        Hot: one call a client write (benchmark ``put``).
+
+        Args:
+            kind: one of ``node.kinds``.
+            raw: the serialized request, stored as it is.
+            request: the parsed request, so that applying need not parse it again; None if there is none.
+            done: the completion, or None when nobody waits.
+        """
+        if len(self._pending) >= limits.PENDING_PROPOSALS_MAX or self._stopped:
+            self.proposals_failed += 1
+            if done is not None:
+                done(errors.StoppedError() if self._stopped else errors.TooManyRequestsError())
+            return
+        try:
+            index = self.raft.propose(kind + raw)
+        except ProposalDroppedError:
+            self.proposals_failed += 1
+            if done is not None:
+                done(errors.NoLeaderError())
+            return
+        self._pending[index] = (request, done, self._ticks)
+        if not self._awake:
+            self._awake = True
+            self._wake()
+
+    def read(self, ready: Callable[[KvError | None], None]) -> None:
+        """Call ``ready`` as soon as a read of the local state is linearizable (None), or cannot become so (error)."""
+        if self.reads_are_local:
+            ready(None)
+            return
+        if self._stopped:
+            ready(errors.StoppedError())
+            return
+        self._reads.append((ready, self._ticks))
+        self.wake()
+
+    def add_job(self, job: Job) -> None:
+        """Take on long work: a generator that does one bounded slice a step."""
+        self._jobs.append(job)
+        self.wake()
+
+    def step(self, message: Message) -> None:
+        """Take a message of another member."""
+        self.raft.step(message)
+        self.wake()
+
+    def tick(self, now: float) -> None:
+        """Let one tick pass.
+
+        Args:
+            now: monotonic time in seconds; only leases look at it.
+        """
+        self.machine.now = now
+        self._ticks += 1
+        self.raft.tick()
+        if self._was_leader:
+            self._revoke_expired()
+        self._expire_requests()
+        self.machine.watchable.tick(self._ticks)
+        self.wake()
+
+    def request_snapshot(self, done: Done) -> None:
+        """Save a snapshot now, and drop the log before it; ``done`` gets ``b""`` when it is durable."""
+        self._snapshot_waiters.append(done)
+        self._snapshot_wanted = True
+        self.wake()
+
+    def persisted(self, persist: Persist) -> None:
+        """Note that a write is durable."""
+        self._writing = False
+        if persist.ready is not None:
+            self.raft.persisted(persist.ready)
+        if persist.marker_index:
+            self._writing_marker = False
+            self._snapshot_running = False
+            waiters, self._snapshot_waiters = self._snapshot_waiters, []
+            for done in waiters:
+                done(b"")
+        self.wake()
+
+    def snapshot_saved(self, order: SnapshotOrder, saved_bytes: int) -> None:
+        """Note that a snapshot file is durable; its marker goes into the log next, and only then it counts."""
+        self._marker = (order.index, order.term)
+        self._snapshot_index = order.index
+        self._snapshot_bytes = saved_bytes
+        self.wake()
+
+    def snapshot_failed(self, error: KvError) -> None:
+        """Note that a snapshot could not be saved; the log is kept and the next one will be tried in its time."""
+        self._snapshot_running = False
+        self._snapshot_index = self.machine.applied_index
+        waiters, self._snapshot_waiters = self._snapshot_waiters, []
+        for done in waiters:
+            done(error)
+
+    def stop(self) -> None:
+        """Refuse what comes from now on and answer all who wait."""
+        self._stopped = True
+        self.reads_are_local = False
+        pending, self._pending = self._pending, {}
+        for _, done, _ in pending.values():
+            if done is not None:
+                done(errors.StoppedError())
+        waiting = list(self._reads)
+        for _, group in self._confirmed:
+            waiting.extend(group)
+        for group in self._read_rounds.values():
+            waiting.extend(group)
+        self._reads.clear()
+        self._confirmed.clear()
+        self._read_rounds.clear()
+        for ready, _ in waiting:
+            ready(errors.StoppedError())
+
+    def wake(self) -> None:
+        """Ask the shell for a turn."""
+        if not self._awake:
+            self._awake = True
+            self._wake()
+
+    # -- output ---------------------------------------------------------------------------------------------------
+
+    def ready(self) -> Output | None:
+        """Answer what the shell has to do now, or None."""
+        self._awake = False
+        if self._reads:
+            self._start_read_round()
+        raft = self.raft
+        output = Output()
+        if raft.has_ready() and not self._writing_marker:
+            ready = raft.ready()
+            if ready.soft_state is not None:
+                self._leadership_changed()
+            output.messages = ready.messages
+            self._to_apply = ready.committed_entries
+            for state in ready.read_states:
+                group = self._read_rounds.pop(state.context, None)
+                if group:
+                    self._confirmed.append((state.index, group))
+            persist_records: list[tuple[int, bytes]] = []
+            first_index = 0
+            if ready.entries:
+                first_index = ready.entries[0].index
+                for payload in records.encode_entries(ready.entries):
+                    self._bytes_since_snapshot += len(payload)
+                    persist_records.append((records.ENTRIES, payload))
+            if ready.hard_state is not None:
+                persist_records.append((records.HARD_STATE, records.encode_hard_state(ready.hard_state)))
+                self.machine.headers.set_term(ready.hard_state.term)
+            if ready.needs_persist:
+                output.persist = Persist(persist_records, ready, 0, first_index)
+                self._writing = True
+        elif not (
+            (self._marker is not None and not self._writing)
+            or (self._snapshot_wanted and not self._snapshot_running)
+            or (self._confirmed and self._confirmed[0][0] <= self.machine.applied_index)
+        ):
+            return None
+        if self._marker is not None and not self._writing:
+            index, term = self._marker
+            self._marker = None
+            self._writing = self._writing_marker = True
+            # The hard state goes along, since the log before the snapshot, with the last one in it, is about to go.
+            output.persist = Persist(
+                [
+                    (records.HARD_STATE, records.encode_hard_state(HardState(raft.term, raft.vote, raft.commit_index))),
+                    (records.SNAPSHOT_MARKER, records.encode_marker(index, term)),
+                ],
+                None,
+                index,
+            )
+        if self._snapshot_wanted and not self._snapshot_running:
+            self._snapshot_wanted = False
+            self._snapshot_running = True
+            self._bytes_since_snapshot = 0
+            machine = self.machine
+            output.snapshot = SnapshotOrder(machine.applied_index, machine.applied_term, machine.snapshot())
+        return output
+
+    def apply(self) -> list[tuple[Done, Result]]:
+        """Apply the entries that the last :meth:`ready` found committed, and answer who waited for them.
+
+        Hot: the loop runs once a client write (benchmark ``put``).
+        """
+        answers: list[tuple[Done, Result]] = []
+        entries = self._to_apply
+        if entries:
+            self._to_apply = []
+            machine = self.machine
+            pop = self._pending.pop
+            apply = machine.apply
+            for entry in entries:
+                waiting = pop(entry.index, None)
+                if waiting is None:
+                    apply(entry, None)
+                    continue
+                request, done, _ = waiting
+                result = apply(entry, request)
+                if done is None:
+                    continue
+                if isinstance(result, Deferred):
+                    result.done = done
+                else:
+                    answers.append((done, result))
+            last = entries[-1]
+            machine.applied_index = last.index
+            machine.applied_term = last.term
+            self.raft.applied_to(last.index)
+            machine.watchable.flush()
+            if machine.jobs:
+                self._jobs.extend(machine.jobs)
+                machine.jobs.clear()
+            if machine.conf_changes:
+                for change in machine.conf_changes:
+                    machine.conf_state = self.raft.apply_conf_change(change)
+                machine.conf_changes.clear()
+            self._after_apply(last.index)
+        confirmed = self._confirmed
+        while confirmed and confirmed[0][0] <= self.machine.applied_index:
+            for ready, _ in confirmed.popleft()[1]:
+                ready(None)
+        return answers
+
+    def work(self) -> bool:
+        """Do one bounded slice of long work; True when there is more."""
+        jobs = self._jobs
+        if jobs:
+            job = jobs.popleft()
+            try:
+                next(job)
+            except StopIteration:
+                pass
+            else:
+                jobs.append(job)
+        more = self.machine.watchable.sync_unsynced()
+        return bool(jobs) or more
+
+    @property
+    def has_work(self) -> bool:
+        """Whether :meth:`work` has something to do."""
+        return bool(self._jobs) or self.machine.watchable.has_work
+
+    # -- inside ---------------------------------------------------------------------------------------------------
+
+    @property
+    def is_leader(self) -> bool:
+        """Whether this member leads, as of the last turn."""
+        return self._was_leader
+
+    @property
+    def pending_count(self) -> int:
+        """Proposals that wait for their entry to be applied."""
+        return len(self._pending)
+
+    def _maybe_campaign(self) -> None:
+        state = self.machine.conf_state
+        if (
+            self._campaign_at is not None
+            and self.machine.applied_index >= self._campaign_at
+            and state.voters == (self.member_id,)
+            and not state.voters_outgoing
+        ):
+            self._campaign_at = None
+            self.raft.campaign()
+
+    def _after_apply(self, applied: int) -> None:
+        settings = self.settings
+        if self._campaign_at is not None:
+            self._maybe_campaign()
+        self.reads_are_local = self.raft.reads_are_local() and not self._stopped
+        if applied - self.raft.first_index() > 2 * settings.snapshot_catchup_entries:
+            self.raft.compact(applied - settings.snapshot_catchup_entries)
+        if (
+            applied - self._snapshot_index >= settings.snapshot_count
+            and not self._snapshot_running
+            and self._bytes_since_snapshot >= self._snapshot_bytes - limits.SNAPSHOT_SMALL_BYTES
+        ):
+            self._snapshot_wanted = True
+            self.wake()
+
+    def _start_read_round(self) -> None:
+        if self.reads_are_local:
+            waiting = list(self._reads)
+            self._reads.clear()
+            for ready, _ in waiting:
+                ready(None)
+            return
+        if not self.raft.can_read_index():
+            return
+        self._read_round += 1
+        context = self._read_round.to_bytes(8, "big")
+        self._read_rounds[context] = list(self._reads)
+        self._reads.clear()
+        self.raft.read_index(context)
+
+    def _leadership_changed(self) -> None:
+        leads = self.raft.is_leader
+        self.leader_changes += 1
+        self.reads_are_local = False
+        self.machine.headers.set_term(self.raft.term)
+        if leads and not self._was_leader:
+            self._was_leader = True
+            self._revoking.clear()
+            self.machine.lessor.promote(self.machine.now, self.settings.election_timeout_seconds)
+            self._announce()
+            log.info("became leader at term %d", self.raft.term)
+        elif not leads and self._was_leader:
+            self._was_leader = False
+            self.machine.lessor.demote()
+            log.info("no longer leader at term %d", self.raft.term)
+
+    def _announce(self) -> None:
+        """Publish this member's name and client URLs, and the cluster's version, where they are not known yet."""
+        settings = self.settings
+        membership = self.machine.membership
+        member = membership.get(self.member_id)
+        if member is None or member.name != settings.name or member.client_urls != self.client_urls:
+            message = Member(ID=self.member_id, name=settings.name, clientURLs=self.client_urls)
+            self.propose(kinds.MEMBER_PUBLISH, message.SerializeToString(), message, None)
+        if membership.cluster_version != settings.cluster_version:
+            self.propose(kinds.CLUSTER_VERSION, settings.cluster_version.encode(), settings.cluster_version, None)
+
+    def _revoke_expired(self) -> None:
+        """Propose the revoke of leases whose time is over: expiry is decided here, by the leader, and nowhere else."""
+        for lease_id in self.machine.lessor.expired(self.machine.now, self.settings.lease_revokes_per_tick):
+            if lease_id in self._revoking:
+                continue
+            self._revoking.add(lease_id)
+            request = LeaseRevokeRequest(ID=lease_id)
+            self.propose(kinds.LEASE_REVOKE, request.SerializeToString(), request, self._revoked(lease_id))
+
+    def _revoked(self, lease_id: int) -> Done:
+        def done(result: Result) -> None:
+            self._revoking.discard(lease_id)
+            if isinstance(result, KvError) and not isinstance(result, errors.LeaseNotFoundError):
+                log.warning("could not revoke the expired lease %x, will try again: %s", lease_id, result)
+
+        return done
+
+    def _expire_requests(self) -> None:
+        """Answer those who waited too long; proposals keep their place in the log, their outcome is unknown."""
+        oldest = self._ticks - self.settings.request_timeout_ticks
+        overdue = []
+        for index, (_, _, since) in self._pending.items():
+            if since > oldest:
+                break
+            overdue.append(index)
+        for index in overdue:
+            _, done, _ = self._pending.pop(index)
+            if done is not None:
+                done(errors.RequestTimeoutError())
+        while self._reads and self._reads[0][1] <= oldest:
+            self._reads.popleft()[0](errors.RequestTimeoutError())

@@ -1,0 +1,192 @@
+"""From a data directory to a member that can run: creating one, or reading it back after a stop or a crash.
+
+Layout, below the data directory (0700)::
+
+    member/lock            held by the process that uses the directory
+    member/wal/*.wal       the write-ahead log (``--wal-dir`` puts it elsewhere)
+    member/snap/*.snap     the newest snapshots of the state
+
+Reading back: the newest snapshot whose marker is in the log and whose file verifies, then every record of the log in
+order. A later record of entries overwrites earlier ones from its first index on, as Raft does when leaders change.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import orjson
+
+from kvserver.errors import DataDirError
+from kvserver.node import records
+from kvserver.raft import Entry, HardState
+from kvserver.storage import FileSystem, Lock, Position, Snapshotter, Wal
+
+log = logging.getLogger(__name__)
+
+FORMAT = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Who this data directory belongs to: written once, into every segment of the log."""
+
+    cluster_id: int
+    member_id: int
+
+    def encode(self) -> bytes:
+        """Answer the log's metadata."""
+        return orjson.dumps(
+            {"format": FORMAT, "cluster_id": f"{self.cluster_id:x}", "member_id": f"{self.member_id:x}"}
+        )
+
+    @classmethod
+    def decode(cls, metadata: bytes, directory: str) -> Identity:
+        """Read the log's metadata.
+
+        Raises:
+            DataDirError: it is of another format.
+        """
+        try:
+            fields = orjson.loads(metadata)
+            if fields["format"] != FORMAT:
+                raise DataDirError(
+                    f"{directory}: the log is of format {fields['format']!r}, this version reads format {FORMAT}; "
+                    "use the version that wrote it, or restore a snapshot into a new directory"
+                )
+            return cls(int(fields["cluster_id"], 16), int(fields["member_id"], 16))
+        except (ValueError, KeyError, TypeError) as error:
+            raise DataDirError(f"{directory}: the log's metadata {metadata[:80]!r} is not a member's") from error
+
+
+@dataclass(slots=True)
+class DataDir:
+    """An open data directory and what was read from it."""
+
+    lock: Lock
+    wal: Wal
+    snapshotter: Snapshotter
+    identity: Identity
+    is_new: bool
+    hard_state: HardState
+    entries: list[Entry]
+    snapshot: SnapshotRef | None
+    segment_positions: list[tuple[int, Position]]
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotRef:
+    """The snapshot the member starts from."""
+
+    index: int
+    term: int
+    chunks: Iterator[bytes]
+
+
+def open_data_dir(fs: FileSystem, data_path: Path, wal_path: Path, fresh: Identity) -> DataDir:
+    """Open a member's directory, or create it for ``fresh``.
+
+    Args:
+        fs: the file system.
+        data_path: the data directory.
+        wal_path: the directory of the log.
+        fresh: who to create it for, if it does not exist.
+
+    Raises:
+        DataDirError: it is locked, foreign, or damaged; the message names the file and says what to do.
+    """
+    member_path = data_path / "member"
+    snap_path = member_path / "snap"
+    for path in (data_path, member_path, snap_path):
+        fs.mkdir(str(path))
+    lock = fs.lock(str(member_path / "lock"))
+    try:
+        _refuse_foreign(fs, snap_path)
+        snapshotter = Snapshotter(fs, str(snap_path))
+        if not Wal.exists(fs, str(wal_path)):
+            if snapshotter.list():
+                raise DataDirError(
+                    f"{snap_path} holds snapshots but {wal_path} holds no log: if the log is elsewhere give --wal-dir; "
+                    "if it is lost, restore a snapshot into a new directory"
+                )
+            wal = Wal.create(fs, str(wal_path), fresh.encode())
+            for _ in wal.replay():
+                raise DataDirError(f"{wal_path}: a log that was created just now has records")
+            return DataDir(lock, wal, snapshotter, fresh, True, HardState(0, 0, 0), [], None, [])
+        return _read_back(fs, lock, str(wal_path), snapshotter)
+    except BaseException:
+        lock.release()
+        raise
+
+
+def _refuse_foreign(fs: FileSystem, snap_path: Path) -> None:
+    if "db" in fs.listdir(str(snap_path)):
+        raise DataDirError(
+            f"{snap_path / 'db'}: this is the data directory of another etcd server; "
+            "start with an empty --data-dir and restore a snapshot into it"
+        )
+
+
+def _read_back(fs: FileSystem, lock: Lock, wal_path: str, snapshotter: Snapshotter) -> DataDir:
+    wal = Wal.open(fs, wal_path)
+    identity = Identity.decode(wal.metadata, wal_path)
+    hard_state = HardState(0, 0, 0)
+    entries: list[Entry] = []
+    markers: set[tuple[int, int]] = set()
+    positions: list[tuple[int, Position]] = []
+    for record in wal.replay():
+        if record.type == records.ENTRIES:
+            batch = records.decode_entries(record.payload)
+            first = batch[0].index
+            if not positions or positions[-1][1].segment != record.position.segment:
+                positions.append((first, record.position))
+            if entries and first <= entries[-1].index:
+                del entries[max(0, first - entries[0].index) :]
+            if entries and first != entries[-1].index + 1:
+                raise DataDirError(
+                    f"{wal_path}: entry {first} follows entry {entries[-1].index} at {record.position}: "
+                    "entries between them are missing; restore a snapshot into a new directory"
+                )
+            entries.extend(batch)
+        elif record.type == records.HARD_STATE:
+            hard_state = records.decode_hard_state(record.payload)
+        elif record.type == records.SNAPSHOT_MARKER:
+            markers.add(records.decode_marker(record.payload))
+        else:
+            raise DataDirError(
+                f"{wal_path}: record of type {record.type} at {record.position} is unknown: a newer version wrote it"
+            )
+    snapshot = _newest_snapshot(snapshotter, markers)
+    if snapshot is None and entries and entries[0].index > 1:
+        raise DataDirError(
+            f"{wal_path}: the log begins at entry {entries[0].index}, but no usable snapshot reaches it; "
+            "restore a snapshot into a new directory"
+        )
+    if snapshot is not None:
+        if entries and entries[0].index > snapshot.index + 1:
+            raise DataDirError(
+                f"{wal_path}: the log begins at entry {entries[0].index}, but the newest usable snapshot ends at "
+                f"{snapshot.index}; restore a snapshot into a new directory"
+            )
+        entries = [entry for entry in entries if entry.index > snapshot.index]
+    last_term = entries[-1].term if entries else (snapshot.term if snapshot else 0)
+    last_index = entries[-1].index if entries else (snapshot.index if snapshot else 0)
+    floor = snapshot.index if snapshot else 0
+    # A batch that was cut off at the tail may have held the hard state of its last entries, or the entries of its hard
+    # state; nothing of it was acknowledged, so both are brought within what is there.
+    hard_state = HardState(
+        max(hard_state.term, last_term),
+        hard_state.vote if hard_state.term >= last_term else 0,
+        max(floor, min(hard_state.commit, last_index)),
+    )
+    return DataDir(lock, wal, snapshotter, identity, False, hard_state, entries, snapshot, positions)
+
+
+def _newest_snapshot(snapshotter: Snapshotter, markers: set[tuple[int, int]]) -> SnapshotRef | None:
+    """Read the newest snapshot that counts: its marker is in the log, and every chunk verifies."""
+    newest = snapshotter.newest_valid(lambda info: (info.index, info.term) in markers)
+    if newest is None:
+        return None
+    return SnapshotRef(newest.index, newest.term, snapshotter.open(newest))
