@@ -218,7 +218,7 @@ async def serve(config: Config) -> signal.Signals | None:
             closed.result()
         else:
             closed.cancel()
-    log.info("closed the node", extra={"name": config.name})
+    log.info("closed the node", extra={"member": config.name})
     return stop.result() if stop.done() else None
 
 
@@ -267,7 +267,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         set_up_logging()
         log.critical("failed to verify flags", extra={"error": str(error)})
         return EXIT_FAILURE
-    log.info("running", extra={"args": arguments, "kvserver-version": KVSERVER_VERSION, "etcd-version": ETCD_VERSION})
+    log.info(
+        "running", extra={"arguments": arguments, "kvserver-version": KVSERVER_VERSION, "etcd-version": ETCD_VERSION}
+    )
     for notice in config.notices:
         log.warning("%s", notice)
     if not config.data_dir:
