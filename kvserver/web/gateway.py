@@ -307,11 +307,11 @@ class StreamCall:
         if self.closed or self._half_closed:
             return
         try:
-            values = self._splitter.feed(data)
-            if self._splitter.pending_bytes > 2 * self._bytes_max:
-                raise JsonError(f"grpc: received message larger than max ({len(data)} vs. {self._bytes_max})")
-            for value in values:
+            for value in self._splitter.feed(data).values():
                 self._message(value)
+            if self._splitter.pending_bytes > 2 * self._bytes_max:
+                size = self._splitter.pending_bytes
+                raise JsonError(f"grpc: received message larger than max ({size} vs. {self._bytes_max})")
         except JsonError as error:
             self._malformed(error)
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 _PLAIN = re.compile(rb'[^"\\\x00-\x1f]*')
 _SPACE = b" \t\r\n"
@@ -34,9 +34,9 @@ def quote_char(char: int) -> str:
     named = {0x07: "\\a", 0x08: "\\b", 0x0C: "\\f", 0x0A: "\\n", 0x0D: "\\r", 0x09: "\\t", 0x0B: "\\v", 0x5C: "\\\\"}
     if char in named:
         return f"'{named[char]}'"
-    if char < 0x20 or char == 0x7F:
+    if char < 0x20:
         return f"'\\x{char:02x}'"
-    if 0x80 <= char < 0xA1 or char == 0xAD:
+    if 0x7F <= char < 0xA1 or char == 0xAD:
         return f"'\\u{char:04x}'"
     return f"'{chr(char)}'"
 
@@ -44,7 +44,7 @@ def quote_char(char: int) -> str:
 class Splitter:
     """Cuts a stream of JSON values into the bytes of each.
 
-    ``feed`` answers the values completed so far; ``finish`` says that no more input comes.
+    ``feed`` takes input, ``values`` yields the values completed so far, ``finish`` says that no more input comes.
     """
 
     def __init__(self) -> None:
@@ -60,14 +60,17 @@ class Splitter:
         """Bytes of a value that has not ended yet."""
         return len(self._buffer)
 
-    def feed(self, data: bytes) -> list[bytes]:
-        """Take more input.
+    def feed(self, data: bytes) -> Splitter:
+        """Take more input; answers itself."""
+        self._buffer += data
+        return self
+
+    def values(self) -> Iterator[bytes]:
+        """Yield the values that are complete.
 
         Raises:
-            JsonError: the input is not JSON; the splitter is of no use afterwards.
+            JsonError: the input is not JSON from here on; the splitter is of no use afterwards.
         """
-        self._buffer += data
-        values: list[bytes] = []
         buffer = self._buffer
         while self._position < len(buffer):
             if self._step == self._in_string:
@@ -77,14 +80,13 @@ class Splitter:
             char = buffer[self._position]
             if self._step(char):
                 # A number ends at the byte behind it; everything else with its own last byte.
-                values.append(self._cut(self._position))
+                yield self._cut(self._position)
                 continue
             self._position += 1
             if not self._seen and char not in _SPACE:
                 self._seen = True
             if self._seen and not self._stack and self._step == self._in_end_value:
-                values.append(self._cut(self._position))
-        return values
+                yield self._cut(self._position)
 
     def finish(self) -> list[bytes]:
         """Say that the input ended; answers a last number or literal that only the end could end.
@@ -290,6 +292,6 @@ def first_value(body: bytes, scan_bytes_max: int) -> object:
         raise JsonError("exceeded max depth") from None
     except ValueError:
         splitter = Splitter()
-        if not splitter.feed(body[:scan_bytes_max]) and len(body) <= scan_bytes_max:
+        if not list(splitter.feed(body[:scan_bytes_max]).values()) and len(body) <= scan_bytes_max:
             splitter.finish()
         raise JsonError("invalid character in JSON") from None

@@ -142,20 +142,32 @@ def _base64_fault(data: bytes) -> int:
 
 def _read_bytes(value: Any) -> Any:
     if not isinstance(value, str):
+        if isinstance(value, list):  # Go's decoder takes a list of numbers for bytes, too
+            return bytes(map(_read_byte, value))
         raise _mismatch(value, "[]uint8")
-    data = value.encode()
+    data = value.encode("utf-8", "surrogatepass")
     try:
         return a2b_base64(data, strict_mode=True)
     except ValueError:
         pass
-    data = data.replace(b"\r", b"").replace(b"\n", b"")
-    if b"-" in data or b"_" in data:
-        data = data.translate(_TO_STANDARD)
-        data += b"=" * (-len(data) % 4)
+    plain = data.replace(b"\r", b"").replace(b"\n", b"")
+    if b"-" in plain or b"_" in plain:
+        plain = plain.translate(_TO_STANDARD)
+        plain += b"=" * (-len(plain) % 4)
     try:
-        return a2b_base64(data, strict_mode=True)
+        return a2b_base64(plain, strict_mode=True)
     except ValueError:
-        raise JsonError(f"illegal base64 data at input byte {_base64_fault(value.encode())}") from None
+        raise JsonError(f"illegal base64 data at input byte {_base64_fault(data)}") from None
+
+
+def _read_byte(value: Any) -> Any:
+    if type(value) is int:
+        if 0 <= value <= 255:
+            return value
+        raise JsonError(f"json: cannot unmarshal number {value} into Go value of type uint8")
+    if value is None:
+        return 0
+    raise _mismatch(value, "uint8")
 
 
 def _read_bool(value: Any) -> Any:
@@ -217,7 +229,7 @@ def _refuse_integer_text(text: str, go_type: str) -> None:
         char = quote_char(text[number.end() :].encode()[0])
         raise JsonError(f"invalid character {char} after top-level value")
     splitter = Splitter()
-    values = splitter.feed(text[:_INTEGER_TEXT_MAX].encode()) or splitter.finish()
+    values = list(splitter.feed(text[:_INTEGER_TEXT_MAX].encode()).values()) or splitter.finish()
     value = orjson.loads(values[0])
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise _mismatch(value, go_type)
