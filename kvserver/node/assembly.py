@@ -117,5 +117,8 @@ def _build_engine(
         request_timeout_ticks=ceil(config.request_timeout_seconds * ticks_per_second),
         lease_revokes_per_tick=max(1, round(LEASE_REVOKES_PER_SECOND / ticks_per_second)),
         election_timeout_seconds=config.election_timeout / 1000,
+        quota_bytes=config.quota_bytes,
+        auto_compaction_period_seconds=config.auto_compaction_period_seconds,
+        auto_compaction_revisions=config.auto_compaction_revisions,
     )
     return Engine(raft, machine, settings, member_id=identity.member_id, wake=wake)

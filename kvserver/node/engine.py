@@ -31,8 +31,9 @@ from dataclasses import dataclass, field
 from kvserver import errors, limits
 from kvserver.errors import KvError
 from kvserver.node import kinds, records
+from kvserver.node.autocompact import AutoCompactor
 from kvserver.node.machine import Deferred, StateMachine
-from kvserver.proto.rpc_pb2 import LeaseRevokeRequest, Member
+from kvserver.proto.rpc_pb2 import NOSPACE, AlarmRequest, CompactionRequest, LeaseRevokeRequest, Member
 from kvserver.raft import Entry, HardState, Message, ProposalDroppedError, RawNode, Ready
 
 log = logging.getLogger(__name__)
@@ -81,6 +82,9 @@ class EngineSettings:
     request_timeout_ticks: int
     lease_revokes_per_tick: int
     election_timeout_seconds: float
+    quota_bytes: int
+    auto_compaction_period_seconds: float = 0.0
+    auto_compaction_revisions: int = 0
 
 
 class Engine:
@@ -123,6 +127,10 @@ class Engine:
         self._was_leader = False
         self._campaign_at: int | None = None
         self._stopped = False
+        self._auto_compactor = AutoCompactor(
+            settings.auto_compaction_period_seconds, settings.auto_compaction_revisions
+        )
+        self._space_alarm_proposed = False
         self.reads_are_local = False
         self.leader_changes = 0
         self.proposals_failed = 0
@@ -195,6 +203,8 @@ class Engine:
         self.raft.tick()
         if self._was_leader:
             self._revoke_expired()
+            self._compact_by_itself()
+        self._watch_space()
         self._expire_requests()
         self.machine.watchable.tick(self._ticks)
         self.wake()
@@ -441,6 +451,7 @@ class Engine:
         if leads and not self._was_leader:
             self._was_leader = True
             self._revoking.clear()
+            self._auto_compactor.reset()
             self.machine.lessor.promote(self.machine.now, self.settings.election_timeout_seconds)
             self._announce()
             log.info("became leader at term %d", self.raft.term)
@@ -477,6 +488,22 @@ class Engine:
 
         return done
 
+    def _compact_by_itself(self) -> None:
+        revision = self._auto_compactor.due(self.machine.now, self.machine.store.revision)
+        if revision:
+            request = CompactionRequest(revision=revision)
+            self.propose(kinds.COMPACT, request.SerializeToString(), request, _log_compaction(revision))
+
+    def _watch_space(self) -> None:
+        """Raise NOSPACE when the store has outgrown its quota; it stays until an operator disarms it."""
+        if self.machine.store.size_bytes <= self.settings.quota_bytes:
+            self._space_alarm_proposed = False
+        elif not self._space_alarm_proposed and not self.machine.no_space:
+            self._space_alarm_proposed = True
+            request = AlarmRequest(action=AlarmRequest.ACTIVATE, memberID=self.member_id, alarm=NOSPACE)
+            log.warning("the store's %d bytes exceed --quota-backend-bytes", self.machine.store.size_bytes)
+            self.propose(kinds.ALARM, request.SerializeToString(), request, None)
+
     def _expire_requests(self) -> None:
         """Answer those who waited too long; proposals keep their place in the log, their outcome is unknown."""
         oldest = self._ticks - self.settings.request_timeout_ticks
@@ -491,3 +518,13 @@ class Engine:
                 done(errors.RequestTimeoutError())
         while self._reads and self._reads[0][1] <= oldest:
             self._reads.popleft()[0](errors.RequestTimeoutError())
+
+
+def _log_compaction(revision: int) -> Done:
+    def done(result: Result) -> None:
+        if isinstance(result, KvError):
+            log.info("automatic compaction to revision %d: %s", revision, result)
+        else:
+            log.info("compacted automatically to revision %d", revision)
+
+    return done

@@ -17,6 +17,7 @@ from itertools import chain
 
 import orjson
 
+from kvserver import errors
 from kvserver.errors import DataDirError, KvError
 from kvserver.lease import Lessor
 from kvserver.mvcc import Store, WatchableStore
@@ -26,6 +27,7 @@ from kvserver.node import kinds
 from kvserver.node.answers import HeaderEncoder
 from kvserver.node.membership import Member, Membership
 from kvserver.proto.rpc_pb2 import (
+    NOSPACE,
     AlarmMember,
     AlarmRequest,
     AlarmResponse,
@@ -85,6 +87,7 @@ class StateMachine:
         self.jobs: list[Generator[None, None, None]] = []
         self.conf_changes: list[ConfChange] = []
         self._progress_interval_ticks = progress_interval_ticks
+        self.no_space = False
         self._alarms: dict[tuple[int, AlarmType.ValueType], None] = {}
         self._appliers: dict[int, Applier] = {
             kinds.PUT[0]: self._apply_put,
@@ -191,6 +194,7 @@ class StateMachine:
         elif request.action == AlarmRequest.DEACTIVATE and alarm in self._alarms:
             del self._alarms[alarm]
             changed = [alarm]
+        self._alarms_changed()
         return AlarmResponse(
             header=self.headers.message(self.store.revision),
             alarms=[AlarmMember(memberID=member_id, alarm=kind) for member_id, kind in changed],
@@ -240,6 +244,25 @@ class StateMachine:
     def alarms(self) -> list[AlarmMember]:
         """List the active alarms."""
         return [AlarmMember(memberID=member_id, alarm=kind) for member_id, kind in sorted(self._alarms)]
+
+    def _alarms_changed(self) -> None:
+        """Choose how writes are applied: while NOSPACE is raised, those that make the store grow are refused."""
+        self.no_space = any(kind == NOSPACE for _, kind in self._alarms)
+        growing = self.no_space
+        self._appliers[kinds.PUT[0]] = self._refuse_growth if growing else self._apply_put
+        self._appliers[kinds.LEASE_GRANT[0]] = self._refuse_growth if growing else self._apply_lease_grant
+        self._appliers[kinds.TXN[0]] = self._apply_shrinking_txn if growing else self._apply_txn
+
+    @staticmethod
+    def _refuse_growth(data: bytes, request: object) -> Result:
+        raise errors.NoSpaceError
+
+    def _apply_shrinking_txn(self, data: bytes, request: object) -> Result:
+        if not isinstance(request, TxnRequest):
+            request = TxnRequest.FromString(data[1:])
+        if _has_put(request):
+            raise errors.NoSpaceError
+        return self._apply_txn(data, request)
 
     # -- snapshots ------------------------------------------------------------------------------------------------
 
@@ -294,6 +317,7 @@ class StateMachine:
                 tuple(state["learners_next"]),
                 state["auto_leave"],
             )
+            self._alarms_changed()
             leases = [(lease_id, ttl) for lease_id, ttl in header["leases"]]
             self.applied_index = header["index"]
             self.applied_term = header["term"]
@@ -302,3 +326,10 @@ class StateMachine:
         self.store = Store.restore(chunks, self.lessor)
         self.watchable = WatchableStore(self.store, self._progress_interval_ticks)
         self.lessor.restore(leases, self.store.leased_keys())
+
+
+def _has_put(request: TxnRequest) -> bool:
+    return any(
+        operation.HasField("request_put") or (operation.HasField("request_txn") and _has_put(operation.request_txn))
+        for operation in (*request.success, *request.failure)
+    )

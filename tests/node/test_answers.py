@@ -21,7 +21,7 @@ def test_header_is_what_protobuf_serializes(cluster_id: int, member_id: int, rev
     assert encoder.message(revision) == expected
 
 
-@given(st.lists(st.tuples(int63, st.integers(1, 9)), min_size=1, max_size=20))
+@given(st.lists(st.tuples(st.integers(0, 2**63 - 2), st.integers(1, 9)), min_size=1, max_size=20))
 def test_the_cache_never_answers_another_revision_or_term(steps: list[tuple[int, int]]) -> None:
     encoder = HeaderEncoder(7, 8)
     for revision, term in steps:
