@@ -1,8 +1,8 @@
 """Physical compaction: removing what no read can see any more, a slice a step.
 
 To forget everything below revision C is to remove, of each key, all versions older than the one that is current at C,
-and that one too if it is a tombstone older than C. (A tombstone at exactly C stays until the next compaction: a watcher
-may still start at C.)
+and that one too if it is a tombstone. Revision C itself stays whole until the next compaction, tombstones and all: a
+watcher may still start at C.
 
 Work is in proportion to what was written since the last compaction, not to what is kept: a record written in
 (last, C] condemns the version before it, and nothing else can have been condemned. The job walks those revisions in the
@@ -87,7 +87,7 @@ class CompactionJob:
         log.remove(dead)
         yield
         for key, place in places.items():
-            self._cut(key, (place >> 1) + (place & 1))
+            self._cut(key, (place >> 1) + (place & 1), revision)
             seen += 1
             if seen >= SLICE_RECORDS:
                 seen = 0
@@ -131,7 +131,7 @@ class CompactionJob:
             place = 0 if first == main else 1
         if place > 0:
             previous = find_last(before, key) if previous_main == main else store.log.find(previous_main, key)
-            if previous is not None and type(previous) is not Tombstone:
+            if previous is not None and previous_main < target and type(previous) is not Tombstone:
                 dead.append((previous_main, previous))
                 store.size_bytes -= len(previous)
         if type(record) is Tombstone and main < target:
@@ -141,13 +141,17 @@ class CompactionJob:
         else:
             places[key] = 2 * place
 
-    def _cut(self, key: bytes, place: int) -> None:
+    def _cut(self, key: bytes, place: int, target: int) -> None:
         """Cut a history before ``place``: the version that is current at the target, or what follows it."""
         if place == 0:
             return
         store = self._store
         history = store._history[key]
         length = 1 if isinstance(history, int) else len(history)
+        while place and (history if isinstance(history, int) else history[place - 1]) == target:
+            place -= 1  # the target's own revision stays whole
+        if place == 0:
+            return
         if place >= length:
             del store._history[key]
             if key not in store._live:

@@ -419,7 +419,7 @@ class Store:
         length = len(body)
         record = PREFIXES[length] + body if length < 0x4000 else b"\x12" + varint(length) + body
         live[key] = record
-        self.size_bytes += length
+        self.size_bytes += len(record)
         if self._open is not None:
             self._open.append(record)
         else:
