@@ -93,6 +93,10 @@ class Raft:
         self._term_start = 0
         """While leading: the index of the first entry of this term."""
         self._appends_due = False
+        self._campaign_wanted = False
+        """An election is to be started as soon as no membership change keeps this member from it."""
+        self._campaign_forced = False
+        """That election is a leader's wish."""
         self._flushed_last = 0
         """The last entry when appends were last sent."""
         self._bytes_allowed = 0
@@ -325,7 +329,7 @@ class Raft:
                 # and so would be the leader's appends; telling the leader our term makes it step down and ends this.
                 self._promise(MessageType.APPEND_RESPONSE, message.from_id)
         elif kind is MessageType.PRE_VOTE:
-            self._promise(MessageType.PRE_VOTE_RESPONSE, message.from_id, reject=True)
+            self._refuse_vote(MessageType.PRE_VOTE_RESPONSE, message.from_id)
 
     def _promise(
         self,
@@ -362,6 +366,7 @@ class Raft:
             check(term > self.term, "the term goes back")
             self.term = term
             self.vote = 0
+            self._campaign_wanted = False
             # Promises of an earlier term that did not leave yet are of no use to anybody; and an acknowledgement whose
             # entries are overwritten before they became durable had better never leave.
             self._after_persist = [message for message in self._after_persist if message.term >= term]
@@ -485,9 +490,11 @@ class Raft:
 
     def _campaign(self, *, transfer: bool = False) -> None:
         """Start an election, preceded by a pre-vote unless leadership is being handed over."""
+        self._campaign_wanted = False
         if self._has_unapplied_conf_change():
-            # This member may know of a configuration in which it, or its majority, no longer counts.
+            # This member knows of a configuration in which it, or its majority, may no longer count.
             self._logger.info("%x does not campaign before the membership change it knows of is applied", self.id)
+            self._campaign_wanted = self._campaign_forced = transfer
             return
         if self.config.pre_vote and not transfer:
             self._become_pre_candidate()
@@ -540,7 +547,16 @@ class Raft:
                 self.vote = candidate
             self._logger.debug("%x granted %x its %s for term %d", self.id, candidate, message.type.name, message.term)
         else:
-            self._promise(answer, candidate, reject=True)
+            self._refuse_vote(answer, candidate)
+
+    def _refuse_vote(self, answer: MessageType, candidate: int) -> None:
+        """Refuse a vote, and tell the candidate what is committed.
+
+        It may not know yet that a membership change is committed, and ask members that no longer count, and whose logs
+        are longer; they could keep it from ever being elected, and be unable to be elected themselves.
+        """
+        commit = self.log.commit
+        self._promise(answer, candidate, reject=True, index=commit, log_term=self.log.term(commit))
 
     def _on_vote_response(self, message: Message) -> None:
         expected = MessageType.PRE_VOTE_RESPONSE if self.role is Role.PRE_CANDIDATE else MessageType.VOTE_RESPONSE
@@ -548,6 +564,8 @@ class Raft:
             return
         if expected is MessageType.PRE_VOTE_RESPONSE and not message.reject and message.term != self.term + 1:
             return  # an answer to an earlier pre-vote
+        if message.reject and message.log_term and self.log.matches(message.index, message.log_term):
+            self.log.commit_to(message.index)  # what is committed anywhere is, and so is everything before it
         self._record_vote(message.from_id, granted=not message.reject)
 
     def _record_vote(self, voter: int, *, granted: bool) -> None:
@@ -953,9 +971,7 @@ class Raft:
             return
         own = self._progress.get(self.id)
         if own is None or own.is_learner:
-            # Removed (thesis 4.2.2), or made a learner: the others can commit without us, and are told so first.
-            self._flush_appends()
-            self._become_follower(self.term, 0)
+            self._resign()
             return
         self._update_accepting()
         self._maybe_commit()
@@ -964,6 +980,18 @@ class Raft:
         if self.lead_transferee and (target is None or target.is_learner):
             self._abort_transfer()
         self._maybe_finish_read_round()
+
+    def _resign(self) -> None:
+        """Stop leading: this member was removed (thesis 4.2.2), or made a learner.
+
+        The others are told that the change is committed, and one that has all there is is asked to take over at once.
+        """
+        self._flush_appends()
+        for voter in self.conf_state.voters:
+            if self._progress[voter].match == self.log.last:
+                self._send_timeout_now(voter)
+                break
+        self._become_follower(self.term, 0)
 
     def _maybe_leave_joint(self) -> None:
         """Propose to leave a joint configuration that is to be left automatically."""

@@ -124,7 +124,7 @@ class MessageType(IntEnum):
     HEARTBEAT               commit (never beyond what the follower is known to have), context = read round
     HEARTBEAT_RESPONSE      context as received
     VOTE, PRE_VOTE          index and log_term of the last entry, force = leadership is being handed over
-    (PRE_)VOTE_RESPONSE     reject
+    (PRE_)VOTE_RESPONSE     reject; then also index = commit index and log_term = its entry's term
     SNAPSHOT                snapshot
     PROPOSE                 entries (forwarded by a follower; their term and index are not set; term 0)
     READ_INDEX              context (forwarded by a follower; term 0)
@@ -184,7 +184,8 @@ class InitialState:
     Attributes:
         hard_state: the last one written.
         snapshot: index, term and configuration of the state that the application starts from; index 0 for none. A new
-            cluster may be given its voters by ``Snapshot(0, 0, ConfState(voters=...))``.
+            cluster may be given its voters by ``Snapshot(0, 0, ConfState(voters=...))``; then every member that ever
+            joins has to begin with the same, since it is not in the log. (``RawNode.bootstrap`` puts it there.)
         entries: those after the snapshot, without gaps.
     """
 
@@ -199,8 +200,9 @@ class Ready:
     Order, after etcd-io/raft with asynchronous storage:
 
     1. ``messages`` may leave at once, before anything is durable.
-    2. ``snapshot``, ``entries`` and ``hard_state`` are written, in one batch in this order; entries replace those of
-       the same and higher indexes. If ``must_sync`` is false, the write may wait for the next one's sync.
+    2. ``snapshot``, ``hard_state`` and ``entries`` are written, in one batch in this order (if a crash can leave part of
+       a batch, then a first part: a commit index beyond the last entry found is lowered to it); entries replace those
+       of the same and higher indexes. If ``must_sync`` is false, the write may wait for the next one's sync.
     3. When all of it is durable: ``messages_after_persist`` leave, and ``RawNode.persisted(ready)`` is called; not
        necessarily in this order. This holds for every ready for which ``needs_persist`` is true, even if it has
        nothing to write.

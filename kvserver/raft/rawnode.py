@@ -68,7 +68,6 @@ class RawNode(Raft):
         self._outstanding: Ready | None = None
         self._soft_state = SoftState()
         self._commit_due = False
-        self._campaign_wanted = False
 
     # -- inputs ---------------------------------------------------------------------------------------------------
 
@@ -99,6 +98,7 @@ class RawNode(Raft):
         holds its first entry as leader.
         """
         self._campaign_wanted = True
+        self._campaign_forced = False
 
     def tick(self) -> None:
         """Let one tick pass: the unit of the election timeout and the heartbeat interval."""
@@ -166,7 +166,7 @@ class RawNode(Raft):
         if self._campaign_wanted and not self._has_unapplied_conf_change():
             self._campaign_wanted = False
             if self.role is not Role.LEADER and self._is_promotable():
-                self._campaign()
+                self._campaign(transfer=self._campaign_forced)
         log = self.log
         if self.role is Role.LEADER:
             if self.conf_state.auto_leave:
