@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import subprocess
+import sys
 from collections.abc import Coroutine
 from typing import Any
 
@@ -349,6 +351,39 @@ async def test_a_paused_holder_is_told_and_its_guarded_write_fails(kv: Client, c
     item = await kv.get("result")
     assert item is not None
     assert item.text == "fresh"
+
+
+HOLDER = """
+import asyncio, sys
+from recipes import Client, Lock, Put
+
+async def main(endpoint, namespace, name):
+    async with Client(endpoint, namespace=namespace) as kv, Lock(kv, name, ttl=2, on_lost="event") as held:
+        print(held.fencing_token, flush=True)
+        sys.stdin.readline()  # stopped and continued meanwhile
+        lost = held.lost.is_set()
+        wrote = await kv.txn(when=[held.guard()], then=[Put("result", "stale")])
+        print(lost, wrote.succeeded, flush=True)
+
+asyncio.run(main(*sys.argv[1:]))
+"""
+
+
+async def test_a_stopped_process_is_told_and_its_guarded_write_fails(kv: Client, endpoint: str, namespace: str) -> None:
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", HOLDER, endpoint, namespace, NAME), stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert process.stdout is not None
+    assert process.stdin is not None
+    token = int(await asyncio.wait_for(process.stdout.readline(), SECONDS))
+    process.send_signal(signal.SIGSTOP)
+    async with Lock(kv, NAME, timeout=SECONDS) as held:
+        assert held.fencing_token > token
+        process.stdin.write(b"go\n")
+        process.send_signal(signal.SIGCONT)
+        assert (await asyncio.wait_for(process.stdout.readline(), SECONDS)).split() == [b"True", b"False"]
+        await process.wait()
+    assert await kv.get("result") is None
 
 
 async def test_loss_cancels_the_body_and_raises(kv: Client) -> None:
