@@ -29,7 +29,7 @@ from kvserver.web.site import Site
 
 log = logging.getLogger(__name__)
 
-_SWEEP_SECONDS = 1.0
+SWEEP_SECONDS = 1.0
 
 StartLine = RequestStartLine | ResponseStartLine
 
@@ -119,7 +119,7 @@ class HttpConnections:
         self._served.add(served)
         served.task = asyncio.get_running_loop().create_task(self._serve(served, peer))
         if self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(_SWEEP_SECONDS, self._sweep)
+            self._timer = asyncio.get_running_loop().call_later(SWEEP_SECONDS, self._sweep)
 
     async def _serve(self, served: _Served, peer: str) -> None:
         stream = served.stream
@@ -150,7 +150,7 @@ class HttpConnections:
         if not self._served:
             self._timer = None
             return
-        self._timer = asyncio.get_running_loop().call_later(_SWEEP_SECONDS, self._sweep)
+        self._timer = asyncio.get_running_loop().call_later(SWEEP_SECONDS, self._sweep)
         now = time.monotonic()
         for served in list(self._served):
             exchange = served.exchange

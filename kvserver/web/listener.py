@@ -35,6 +35,7 @@ _HTTP_FIRSTS = tuple(
 _PEEK_BYTES = 24
 _RETRY_SECONDS_MIN, _RETRY_SECONDS_MAX = 0.005, 1.0
 _BACKLOG = 4096
+SWEEP_SECONDS = 1.0
 _NO_RESOURCES = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
 
 Handover = Callable[[socket.socket, str], None]
@@ -250,7 +251,7 @@ class Listener:
                 self._waiting.add(waiting)
                 self._loop.add_reader(sock.fileno(), self._readable, waiting)
                 if self._sweeper is None:
-                    self._sweeper = self._loop.call_later(1.0, self._sweep)
+                    self._sweeper = self._loop.call_later(SWEEP_SECONDS, self._sweep)
 
     def _pause(self, listening: socket.socket, reason: str) -> None:
         """Stop accepting for a moment."""
@@ -265,7 +266,7 @@ class Listener:
 
     def _sweep(self) -> None:
         """Close what stayed silent. One timer for all, since nearly every connection speaks at once."""
-        self._sweeper = self._loop.call_later(1.0, self._sweep) if self._waiting else None
+        self._sweeper = self._loop.call_later(SWEEP_SECONDS, self._sweep) if self._waiting else None
         now = time.monotonic()
         for waiting in [one for one in self._waiting if one.deadline <= now]:
             self._note(waiting.peer, "sent too little to tell its protocol in time", _peek(waiting.sock) or b"")

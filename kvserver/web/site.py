@@ -40,7 +40,6 @@ To fix this, choose one of the following options:
   - e.g. etcd --host-whitelist "{}"
 
 This requirement has been added to help prevent "DNS Rebinding" attacks (CVE-2018-5702).
-
 """
 
 
