@@ -1,0 +1,1 @@
+"""Small programs that show what the recipes do; each runs by itself."""
