@@ -280,6 +280,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except StartupError as error:
         log.critical("failed to start or to go on", extra={"error": str(error)})
         return EXIT_FAILURE
+    except OSError as error:  # of the machine, not of ours: a directory that is a file, no rights, a full disk
+        log.critical("failed to start or to go on", extra={"error": str(error)})
+        return EXIT_FAILURE
     except KeyboardInterrupt:
         return _end_by(signal.SIGINT)
     return 0 if received is None else _end_by(received)
