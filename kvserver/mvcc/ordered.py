@@ -120,7 +120,11 @@ class OrderedKeys:
         low, low_place, high, high_place = self._bounds(start, end)
         buckets = self._buckets
         if low == high:
-            return buckets[low][low_place:high_place] if low < len(buckets) else []
+            if low == len(buckets):
+                return []
+            if limit:
+                high_place = min(high_place, low_place + limit)
+            return buckets[low][low_place:high_place]
         keys = buckets[low][low_place:]
         if limit and len(keys) >= limit:
             return keys[:limit]
