@@ -150,6 +150,8 @@ class HeaderDecoder(Generic[_Value]):
                         append(entries[second + 65])  # 127 + second - 62
                     position += 1
                     continue
+                if 0x20 <= byte < 0x40:  # a size update after a field
+                    raise _WalkEnds
                 start = position
                 index = byte & 0x3F if byte >= 0x40 else byte & 0x0F
                 position += 1
@@ -172,9 +174,6 @@ class HeaderDecoder(Generic[_Value]):
                             raise _WalkEnds
                         index += second
                         position += 1
-                    elif 0x20 <= byte < 0x40:  # a size update after a field
-                        position = start
-                        raise _WalkEnds
                     name = _STATIC[index - 1][0] if index < 62 else entries[index - 62][0]
                 length = block[position]
                 position += 1

@@ -235,7 +235,7 @@ def test_one_byte_windows_reach_the_bound() -> None:
     assert server.machine._queued_bytes <= 10005
 
 
-# -- keep-alive pings, grpc-go's rule ------------------------------------------------------------------------------------
+# -- keep-alive pings, grpc-go's rule --------------------------------------------------------------------------------
 
 
 def _ping(server: Server) -> list[Frame]:
@@ -275,7 +275,7 @@ def test_answers_forgive_early_pings() -> None:
         server.feed(server.request(2 * number + 1, "/test.Echo/Fail" if number % 2 else "/test.Echo/Echo"))
 
 
-# -- memory --------------------------------------------------------------------------------------------------------------
+# -- memory ----------------------------------------------------------------------------------------------------------
 
 
 def test_a_peer_that_sends_beyond_its_windows_is_ended() -> None:
