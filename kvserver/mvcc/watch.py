@@ -9,9 +9,9 @@ the last flush to them. Unsynced ones catch up from the revision log, a slice a 
 
     watch(from now on) ---> synced ----------------------+
                               ^                          | deliver answered False (slow),
-            caught up         |                          | or beyond a flush's budget
+            caught up         |                          |
                               |                          v
-    watch(from the past) --> unsynced <--- resume --- held, if slow
+    watch(from the past) --> unsynced <--- resume ----- held
 
 The watchers of a slow stream are *held* until it resumes; each keeps only the revision it needs next, no events. When
 compaction overtakes that revision, the watcher is cancelled with the compact revision.
@@ -31,7 +31,7 @@ from __future__ import annotations
 
 import heapq
 from bisect import bisect_left
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from itertools import islice
 from typing import Protocol
 
@@ -45,10 +45,10 @@ INVALID_WATCH_ID = -1
 """The id that stands for no watcher: a refused creation, or progress of a whole stream."""
 
 FLUSH_DELIVERIES_MAX = 8192
-"""Deliveries of one flush; watchers beyond catch up from the log, so that a wide fan-out does not hold the loop."""
+"""Deliveries of one flush; the next goes on with the rest, so that a wide fan-out does not hold the loop."""
 
-FLUSH_MATCHES_MAX = 20_000
-"""Pairs of a change and a group that watches it, of one flush; later revisions are announced by the next."""
+FLUSH_MATCHES_MAX = 4000
+"""Changes, and pairs of a change and a group that watches it, of one flush; the next announces later revisions."""
 
 SYNC_MATCHES = 4000
 """Records read and pairs of a record and a group that watches it, of one slice of catching up."""
@@ -220,6 +220,8 @@ class WatchStream:
             Whether it was reported.
         """
         self._watchable.flush()
+        if not self._watchable.settled:
+            return False
         revision = self._watchable.announced
         for watcher in self.watchers.values():
             if not watcher.synced or watcher.needs > revision + 1:
@@ -229,6 +231,8 @@ class WatchStream:
 
     def report_progress(self) -> None:
         """Report the progress of each watcher that asked for it and had no event since the last report."""
+        if not self._watchable.settled:
+            return
         revision = self._watchable.announced
         for watcher in list(self.watchers.values()):
             if watcher.progress:
@@ -262,6 +266,8 @@ class WatchableStore:
         """
         self.store = store
         self.announced = store.revision
+        """Up to here synced watchers have been told, or are being told while ``_announcing``."""
+        self._announcing: Generator[None, None, None] | None = None
         self.streams: dict[int, WatchStream] = {}
         self.progress_interval_ticks = progress_interval_ticks
         self.wake: Callable[[], None] = _no_wake
@@ -334,6 +340,8 @@ class WatchableStore:
 
     def adopted(self) -> None:
         """Take note that the store took over the state of a snapshot: everybody catches up from its log."""
+        while self._announcing is not None:
+            self.flush()
         for stream in self.streams.values():
             for watcher in stream.watchers.values():
                 if watcher.synced:
@@ -343,12 +351,20 @@ class WatchableStore:
 
     # -- announcing ---------------------------------------------------------------------------------------------------
 
+    @property
+    def settled(self) -> bool:
+        """Whether the synced watchers have been told everything."""
+        return self._announcing is None and self.announced == self.store.revision
+
     def _flush_all(self) -> None:
-        while self.announced < self.store.revision:
+        while not self.settled:
             self.flush()
 
     def flush(self) -> None:
         """Announce what was written since the last flush to the synced watchers, within the limits of one flush."""
+        if self._announcing is not None:
+            self._announce_more()
+            return
         store = self.store
         first, last = self.announced + 1, store.revision
         if first > last:
@@ -364,7 +380,7 @@ class WatchableStore:
             for record in entry if isinstance(entry, tuple) else (entry,):
                 if record is not None:
                     groups = find(key_of(record))
-                    budget -= len(groups)
+                    budget -= 1 + len(groups)
                     for group in groups:
                         group.records.append((revision, record))
                         touched[group] = None
@@ -372,44 +388,59 @@ class WatchableStore:
                 last = revision
                 break
         self.announced = last
-        budget = FLUSH_DELIVERIES_MAX
-        for group in touched:
-            budget = self._announce(group, budget)
+        if touched:
+            work = [(group, group.records) for group in touched]
+            for group in touched:
+                group.records = []
+            self._announcing = self._announce(work)
+            self._announce_more()
 
-    def _announce(self, group: Group, budget: int) -> int:
-        """Deliver what a group collected; answers what is left of the budget of deliveries."""
-        records = group.records
-        group.records = []
+    def _announce_more(self) -> None:
+        if self._announcing is not None and next(self._announcing, _DONE) is _DONE:
+            self._announcing = None
+
+    def _announce(self, work: list[tuple[Group, list[tuple[int, bytes]]]]) -> Generator[None, None, None]:
+        """Deliver what groups collected, a bounded number of deliveries a step."""
+        budget = FLUSH_DELIVERIES_MAX
+        for group, records in work:
+            for variant, members in list(group.watchers.items()):
+                events = self._events(records, variant)
+                if not events:
+                    continue
+                watchers = list(members)
+                for start in range(0, len(watchers), FLUSH_DELIVERIES_MAX):
+                    part = watchers[start : start + FLUSH_DELIVERIES_MAX]
+                    if budget < len(part):
+                        yield
+                        budget = FLUSH_DELIVERIES_MAX
+                    budget -= len(part)
+                    self._announce_to(part, records, events, variant)
+
+    def _announce_to(
+        self, watchers: list[Watcher], records: list[tuple[int, bytes]], events: list[bytes], variant: int
+    ) -> None:
+        """Deliver to watchers of one group and variant. Hot: one step a watcher (benchmark ``watch fan-out``)."""
         first = records[0][0]
         last = records[-1][0]
-        behind: list[Watcher] = []
-        for variant, members in list(group.watchers.items()):
-            events = self._events(records, variant)
-            if not events:
-                continue
-            for watcher in list(members):
-                if watcher.needs > first:
-                    needs = watcher.needs
-                    late = self._events([item for item in records if item[0] >= needs], variant)
-                    if late and not self._deliver(watcher, last, late):
-                        behind.append(watcher)
-                elif budget > 0:
-                    budget -= 1
-                    stream = watcher.stream
-                    if stream.held:
-                        behind.append(watcher)
-                    elif stream.deliver(watcher.watch_id, last, events):
+        for watcher in watchers:
+            if watcher.needs > first:
+                needs = watcher.needs
+                late = self._events([item for item in records if item[0] >= needs], variant)
+                if not watcher.synced or not late or self._deliver(watcher, last, late):
+                    continue
+            else:
+                stream = watcher.stream
+                if not watcher.synced:
+                    continue  # it was ended while others were told
+                if not stream.held:
+                    if stream.deliver(watcher.watch_id, last, events):
                         watcher.idle = False
-                    else:
-                        stream.held = True
-                        behind.append(watcher)
-                else:
-                    behind.append(watcher)
-        for watcher in behind:
-            if watcher.synced:  # else its sink ended it meanwhile
-                watcher.needs = max(watcher.needs, first)
-                self.make_unsynced(watcher)
-        return budget
+                        continue
+                    stream.held = True
+                if not watcher.synced:
+                    continue
+            watcher.needs = max(watcher.needs, first)
+            self.make_unsynced(watcher)
 
     @staticmethod
     def _deliver(watcher: Watcher, revision: int, events: list[bytes]) -> bool:
@@ -457,7 +488,7 @@ class WatchableStore:
         chosen = self._choose()
         if chosen:
             self._catch_up(chosen)
-        return bool(self._unsynced) or self.announced < self.store.revision
+        return bool(self._unsynced) or not self.settled
 
     def _cancel_overtaken(self, watchers: list[Watcher]) -> None:
         """Cancel those of the watchers that need revisions which are compacted."""
@@ -573,3 +604,6 @@ def _revision_of(item: tuple[int, bytes]) -> int:
 
 def _no_wake() -> None:
     """Nobody is to be woken."""
+
+
+_DONE = object()

@@ -1,8 +1,8 @@
 """Who watches what: groups of watchers found by key.
 
 Watchers of the same key or the same range form a group; an event is composed once for a group and delivered to each of
-its watchers. Groups of single keys stand in a dict. Groups of ranges stand in :class:`RangeIndex`, which answers all
-ranges that hold a key.
+its watchers. Groups of single keys stand in a dict, groups of prefixes in a dict that is asked for each prefix of the
+key that has a length somebody watches, groups of other ranges in :class:`RangeIndex`.
 
 Iteration is in the order of joining, never in hash order.
 """
@@ -79,6 +79,9 @@ class RangeIndex:
         self._open_groups: list[Group] = []
         self._memory: dict[bytes, list[Group]] = {}
 
+    def __len__(self) -> int:
+        return len(self._blocks) + len(self._open_groups)
+
     def add(self, group: Group) -> None:
         """Insert a group whose range is not in the index."""
         self._memory.clear()
@@ -149,13 +152,29 @@ class RangeIndex:
         return found
 
 
-class WatcherIndex:
-    """All groups: by key, and by range."""
+PREFIX_BYTES_MAX = 64
+"""Longest prefix that is looked up by its bytes; bounds how many lengths a key is tried at."""
 
-    __slots__ = ("_keys", "_ranges", "_spans", "count")
+
+def is_prefix(start: bytes, end: bytes | None) -> bool:
+    """Answer whether [start, end) is all keys that begin with ``start``."""
+    return (
+        end is not None
+        and 0 < len(start) == len(end) <= PREFIX_BYTES_MAX
+        and start[-1] + 1 == end[-1]
+        and start[:-1] == end[:-1]
+    )
+
+
+class WatcherIndex:
+    """All groups: by key, by prefix and by range."""
+
+    __slots__ = ("_keys", "_lengths", "_prefixes", "_ranges", "_spans", "count")
 
     def __init__(self) -> None:
         self._keys: dict[bytes, Group] = {}
+        self._prefixes: dict[bytes, Group] = {}
+        self._lengths: dict[int, int] = {}  # of the prefixes, with how many there are
         self._spans: dict[tuple[bytes, bytes | None], Group] = {}
         self._ranges = RangeIndex()
         self.count = 0
@@ -172,7 +191,12 @@ class WatcherIndex:
             group = self._spans.get(span)
             if group is None:
                 group = self._spans[span] = Group(watcher.key, watcher.end)
-                self._ranges.add(group)
+                if is_prefix(watcher.key, watcher.end):
+                    length = len(watcher.key)
+                    self._prefixes[watcher.key] = group
+                    self._lengths[length] = self._lengths.get(length, 0) + 1
+                else:
+                    self._ranges.add(group)
         group.add(watcher)
 
     def remove(self, watcher: Watcher) -> None:
@@ -189,12 +213,25 @@ class WatcherIndex:
             group.remove(watcher)
             if not group.watchers:
                 del self._spans[span]
-                self._ranges.remove(group)
+                if is_prefix(watcher.key, watcher.end):
+                    length = len(watcher.key)
+                    del self._prefixes[watcher.key]
+                    self._lengths[length] -= 1
+                    if not self._lengths[length]:
+                        del self._lengths[length]
+                else:
+                    self._ranges.remove(group)
 
     def find(self, key: bytes) -> list[Group]:
         """Answer the groups that watch ``key``."""
         group = self._keys.get(key)
-        if not self._spans:
-            return [group] if group is not None else []
-        found = self._ranges.find(key)
-        return [group, *found] if group is not None else found
+        found = [group] if group is not None else []
+        if self._spans:
+            prefixes = self._prefixes
+            for length in self._lengths:
+                group = prefixes.get(key[:length])
+                if group is not None and length <= len(key):
+                    found.append(group)
+            if len(self._ranges):
+                found += self._ranges.find(key)
+        return found
