@@ -76,7 +76,7 @@ async def subscriber(endpoint: str, name: str) -> None:
         say("subscribed")
         async for message in messages:
             if isinstance(message, Resync):
-                say(f"missed messages before offset {message.first}")
+                say(f"missed messages up to offset {message.trimmed}")
             else:
                 say(f"received {message.text}")
 

@@ -360,7 +360,7 @@ class Client:
     # leases
 
     async def grant_lease(self, ttl: int, *, lease_id: int = 0, timeout: float | None = None) -> int:
-        """Make a lease that nobody keeps alive; see :class:`recipes.Session` for one that is.
+        """Make a lease that nobody keeps alive; see :class:`~recipes.session.Session` for one that is.
 
         Args:
             ttl: Seconds it lives.

@@ -110,13 +110,7 @@ class KeyValue:
 
 
 class RangeResult:
-    """The key-values of a range: has a length, can be iterated over and indexed.
-
-    Attributes:
-        revision: The store's revision when it answered.
-        count: How many keys the range has, whatever the limit.
-        more: Whether the limit cut the answer.
-    """
+    """The key-values of a range: has a length, can be iterated over and indexed."""
 
     __slots__ = ("_cut", "_raw")
 
