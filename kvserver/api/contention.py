@@ -12,8 +12,10 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 
-from kvserver.errors import KvError
+from kvserver.errors import Code, KvError
 from kvserver.node.service import NodeService
 from kvserver.proto.kv_pb2 import Event
 from kvserver.proto.rpc_pb2 import (
@@ -39,6 +41,21 @@ may, its key names the lease."""
 
 EVENT_BATCHES_MAX = 64
 """Deliveries held for a reader that is behind; above it the watcher catches up from the store's log."""
+
+
+@contextmanager
+def as_client_errors() -> Iterator[None]:
+    """Turn what the node refuses into UNKNOWN with the same text.
+
+    These services are clients of the others, and etcd answers what its client was told without its code. A member that
+    cannot serve now stays UNAVAILABLE: callers try another one for that.
+    """
+    try:
+        yield
+    except KvError as error:
+        if error.code in (Code.UNAVAILABLE, Code.UNKNOWN):
+            raise
+        raise KvError(error.message, Code.UNKNOWN) from error
 
 
 def prefix_end(prefix: bytes) -> bytes:

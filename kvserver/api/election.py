@@ -10,6 +10,7 @@ from functools import partial
 
 from kvserver.api.contention import (
     Events,
+    as_client_errors,
     contender_key,
     created_at,
     first_created,
@@ -193,19 +194,29 @@ def methods(node: NodeService) -> dict[bytes, StreamMethod]:
     """Answer the service's methods by path."""
 
     async def campaign_call(message: bytes, call: TaskCall) -> bytes:
-        return (await campaign(node, CampaignRequest.FromString(message))).SerializeToString()
+        request = CampaignRequest.FromString(message)
+        with as_client_errors():
+            return (await campaign(node, request)).SerializeToString()
 
     async def proclaim_call(message: bytes, call: TaskCall) -> bytes:
-        return (await proclaim(node, ProclaimRequest.FromString(message))).SerializeToString()
+        request = ProclaimRequest.FromString(message)
+        with as_client_errors():
+            return (await proclaim(node, request)).SerializeToString()
 
     async def resign_call(message: bytes, call: TaskCall) -> bytes:
-        return (await resign(node, ResignRequest.FromString(message))).SerializeToString()
+        request = ResignRequest.FromString(message)
+        with as_client_errors():
+            return (await resign(node, request)).SerializeToString()
 
     async def leader_call(message: bytes, call: TaskCall) -> bytes:
-        return (await leader(node, LeaderRequest.FromString(message))).SerializeToString()
+        request = LeaderRequest.FromString(message)
+        with as_client_errors():
+            return (await leader(node, request)).SerializeToString()
 
     async def observe_call(message: bytes, call: TaskCall) -> None:
-        await observe(node, LeaderRequest.FromString(message), call)
+        request = LeaderRequest.FromString(message)
+        with as_client_errors():
+            await observe(node, request, call)
 
     calls = {
         "Campaign": campaign_call,

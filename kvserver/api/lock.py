@@ -10,6 +10,7 @@ import asyncio
 from functools import partial
 
 from kvserver.api.contention import (
+    as_client_errors,
     contender_key,
     created_at,
     delete_key,
@@ -94,10 +95,14 @@ def methods(node: NodeService) -> dict[bytes, StreamMethod]:
     """Answer the service's methods by path."""
 
     async def lock_call(message: bytes, call: TaskCall) -> bytes:
-        return (await lock(node, LockRequest.FromString(message))).SerializeToString()
+        request = LockRequest.FromString(message)
+        with as_client_errors():
+            return (await lock(node, request)).SerializeToString()
 
     async def unlock_call(message: bytes, call: TaskCall) -> bytes:
-        return (await unlock(node, UnlockRequest.FromString(message))).SerializeToString()
+        request = UnlockRequest.FromString(message)
+        with as_client_errors():
+            return (await unlock(node, request)).SerializeToString()
 
     return {
         PREFIX + b"Lock": StreamMethod(checked(node, partial(TaskCall, name="Lock", method=lock_call))),

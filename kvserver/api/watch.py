@@ -183,10 +183,10 @@ class WatchCall(StreamCall):
             start = end
 
     def cancelled(self, watch_id: int, compact_revision: int, reason: str) -> None:
-        """Tell the client that a watcher was ended: what it needs next was compacted."""
+        """Tell the client that a watcher was ended: what it needs next was compacted. The header has no revision."""
         self._forget(watch_id)
         self._control(
-            WatchResponse(watch_id=watch_id, canceled=True, compact_revision=compact_revision, cancel_reason=reason)
+            WatchResponse(watch_id=watch_id, canceled=True, compact_revision=compact_revision, cancel_reason=reason), 0
         )
 
     def progress(self, watch_id: int, revision: int) -> None:
