@@ -174,6 +174,7 @@ class GrpcConnection(ClientConnection, asyncio.Protocol):
         "_deadline_timer",
         "_greeted_future",
         "_keepalive_seconds",
+        "_keepalive_timeout_seconds",
         "_loop",
         "_next_deadline",
         "_tick_timer",
@@ -187,7 +188,8 @@ class GrpcConnection(ClientConnection, asyncio.Protocol):
         authority: str,
         scheme: str,
         limits: WireLimits,
-        keepalive: float | None,
+        keepalive_seconds: float | None,
+        keepalive_timeout_seconds: float,
     ) -> None:
         super().__init__(
             authority,
@@ -205,7 +207,8 @@ class GrpcConnection(ClientConnection, asyncio.Protocol):
         self._deadline_timer: asyncio.TimerHandle | None = None
         self._next_deadline = float("inf")
         self._tick_timer: asyncio.TimerHandle | None = None
-        self._keepalive_seconds = keepalive
+        self._keepalive_seconds = keepalive_seconds
+        self._keepalive_timeout_seconds = keepalive_timeout_seconds
 
     @classmethod
     async def connect(
@@ -217,6 +220,7 @@ class GrpcConnection(ClientConnection, asyncio.Protocol):
         authority: str | None = None,
         timeout_seconds: float | None = 5.0,
         keepalive_seconds: float | None = None,
+        keepalive_timeout_seconds: float = _KEEPALIVE_TIMEOUT_SECONDS,
         limits: WireLimits | None = None,
     ) -> GrpcConnection:
         """Connect and wait for the server's greeting.
@@ -228,6 +232,7 @@ class GrpcConnection(ClientConnection, asyncio.Protocol):
             authority: the ``:authority`` of requests; ``host:port`` by default.
             timeout_seconds: for all of it.
             keepalive_seconds: ping a server that is silent for so long while calls are open; at least 5 s for etcd.
+            keepalive_timeout_seconds: how long that ping may stay unanswered.
             limits: bounds of the connection.
 
         Raises:
@@ -249,7 +254,7 @@ class GrpcConnection(ClientConnection, asyncio.Protocol):
         greeted: asyncio.Future[None] = loop.create_future()
 
         def make() -> GrpcConnection:
-            return cls(loop, greeted, name, scheme, bounds, keepalive_seconds)
+            return cls(loop, greeted, name, scheme, bounds, keepalive_seconds, keepalive_timeout_seconds)
 
         try:
             async with asyncio.timeout(timeout_seconds):
@@ -423,7 +428,7 @@ class GrpcConnection(ClientConnection, asyncio.Protocol):
 
     def _tick(self) -> None:
         self._tick_timer = self._loop.call_later(self._tick_seconds(), self._tick)
-        reason = self.on_tick(self._clock(), self._keepalive_seconds, _KEEPALIVE_TIMEOUT_SECONDS)
+        reason = self.on_tick(self._clock(), self._keepalive_seconds, self._keepalive_timeout_seconds)
         if reason is not None and self._transport is not None:
             _log.warning("dropping the connection to %s: %s", self._common[1][1].decode(), reason)
             self._transport.abort()
