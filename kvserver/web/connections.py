@@ -1,4 +1,7 @@
-"""HTTP/1.1 connections: Tornado's HTTP machinery, with remembered heads and deadlines.
+"""HTTP/1.1 connections: plain ones on the bare socket, all others on Tornado's machinery, with deadlines.
+
+Every connection begins as a :class:`~kvserver.web.direct.DirectConnection` and moves to Tornado with the first request
+that is not plain.
 
 Tornado parses and frames; two costs of its request path are avoided. A head that was seen before (clients repeat
 theirs) is not parsed again. TCP_NODELAY stays on instead of being switched twice a request.
@@ -16,7 +19,6 @@ import asyncio
 import logging
 import socket
 import time
-from collections.abc import Callable
 from typing import cast
 
 from tornado.http1connection import HTTP1Connection, HTTP1ConnectionParameters
@@ -24,7 +26,8 @@ from tornado.httputil import RequestStartLine, ResponseStartLine
 from tornado.iostream import IOStream, StreamClosedError, UnsatisfiableReadError
 
 from kvserver import limits
-from kvserver.web.exchange import CLOSE, Exchange, ParsedHeaders, Phase
+from kvserver.web.direct import DirectConnection, PlainHeads
+from kvserver.web.exchange import CLOSE, ParsedHeaders, Phase, TornadoExchange
 from kvserver.web.site import Site
 
 log = logging.getLogger(__name__)
@@ -37,16 +40,23 @@ StartLine = RequestStartLine | ResponseStartLine
 class _Stream(IOStream):
     """A stream that counts what it reads, and whose Nagle algorithm stays off."""
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: socket.socket, received: bytes) -> None:
         super().__init__(sock)
         self.bytes_received = 0
+        self._received_before = received
 
     def set_nodelay(self, value: bool) -> None:
         """Keep TCP_NODELAY as it was set at the start."""
 
     def read_from_fd(self, buf: bytearray | memoryview) -> int | None:
-        """Read, and count."""
-        size = super().read_from_fd(buf)
+        """Read, first what came before this stream took over, and count."""
+        before = self._received_before
+        if before:
+            size: int | None = min(len(buf), len(before))
+            buf[:size] = before[:size]
+            self._received_before = before[size:]
+        else:
+            size = super().read_from_fd(buf)
         if size:
             self.bytes_received += size
         return size
@@ -74,13 +84,13 @@ class _Http1(HTTP1Connection):
 
 
 class _Served:
-    """One connection and where it stands."""
+    """One connection of Tornado's and where it stands."""
 
     __slots__ = ("exchange", "mark", "phase", "seen", "since", "stream", "task")
 
     def __init__(self, stream: _Stream) -> None:
         self.stream = stream
-        self.exchange: Exchange | None = None
+        self.exchange: TornadoExchange | None = None
         self.mark = -1  # bytes received when the last request ended; of a new connection the first ones are under way
         self.phase: Phase | None = None  # what the sweep saw last, with how many bytes, and since when
         self.seen = 0
@@ -93,45 +103,65 @@ class HttpConnections:
 
     Args:
         site: what is served.
-        on_close: called for each connection that ended.
     """
 
-    def __init__(self, site: Site, *, on_close: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, site: Site) -> None:
         self._site = site
         self._parameters = HTTP1ConnectionParameters(
             max_header_size=limits.HTTP_HEAD_BYTES_MAX, max_body_size=limits.HTTP_DRAIN_BYTES_MAX
         )
-        self._on_close = on_close
         self._heads: dict[bytes, tuple[str, ParsedHeaders]] = {}
+        self._plain_heads = PlainHeads(site)
+        self._direct: set[DirectConnection] = set()
         self._served: set[_Served] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._stopping = False
-        self.requests_total = 0
+        self._requests_ended = 0
 
     @property
     def connection_count(self) -> int:
         """Connections that are open now."""
-        return len(self._served)
+        return len(self._direct) + len(self._served)
+
+    @property
+    def requests_total(self) -> int:
+        """Requests read so far."""
+        return self._requests_ended + sum(connection.requests for connection in self._direct)
 
     def serve(self, sock: socket.socket, peer: str) -> None:
         """Serve a connected, non-blocking socket until its end."""
-        served = _Served(_Stream(sock))
+        connection = DirectConnection(
+            self._site, self._plain_heads, sock, peer, hand_over=self._take_over, on_close=self._forget
+        )
+        self._direct.add(connection)
+        connection.start()
+
+    def _forget(self, connection: DirectConnection) -> None:
+        self._direct.discard(connection)
+        self._requests_ended += connection.requests
+
+    def _take_over(self, connection: DirectConnection, received: bytes, unsent: bytes) -> None:
+        """Go on with a connection on Tornado's machinery."""
+        self._forget(connection)
+        served = _Served(_Stream(connection.sock, received))
         self._served.add(served)
-        served.task = asyncio.get_running_loop().create_task(self._serve(served, peer))
+        served.task = asyncio.get_running_loop().create_task(self._serve(served, connection.peer, unsent))
         if self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(SWEEP_SECONDS, self._sweep)
 
-    async def _serve(self, served: _Served, peer: str) -> None:
+    async def _serve(self, served: _Served, peer: str, unsent: bytes) -> None:
         stream = served.stream
         try:
+            if unsent:
+                await stream.write(unsent)
             while not self._stopping:
                 connection = _Http1(stream, False, self._parameters, peer)
                 connection.heads = self._heads
-                served.exchange = exchange = Exchange(self._site, connection, peer)
+                served.exchange = exchange = TornadoExchange(self._site, connection, peer)
                 served.phase = None
                 if not await connection.read_response(exchange):
                     break
-                self.requests_total += 1
+                self._requests_ended += 1
                 if exchange.headers.connection == CLOSE:
                     break
                 served.mark = stream.bytes_received
@@ -144,7 +174,6 @@ class HttpConnections:
         finally:
             stream.close()
             self._served.discard(served)
-            self._on_close()
 
     def _sweep(self) -> None:
         if not self._served:
@@ -175,6 +204,8 @@ class HttpConnections:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+        for connection in [one for one in self._direct if not one.is_busy]:
+            connection.close()
         tasks = []
         for served in list(self._served):
             exchange = served.exchange
@@ -182,8 +213,15 @@ class HttpConnections:
                 served.stream.close()
             if served.task is not None:
                 tasks.append(served.task)
+        deadline = time.monotonic() + grace_seconds
+        while self._direct and time.monotonic() < deadline:
+            await asyncio.sleep(0.01)
+            for connection in [one for one in self._direct if not one.is_busy]:
+                connection.close()
+        for connection in list(self._direct):
+            connection.close()
         if tasks:
-            await asyncio.wait(tasks, timeout=grace_seconds)
+            await asyncio.wait(tasks, timeout=max(0.0, deadline - time.monotonic()))
         for served in list(self._served):
             served.stream.close()
             if served.task is not None:

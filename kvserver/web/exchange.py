@@ -1,9 +1,9 @@
-"""One HTTP request and its answer, lean: Tornado reads the request, the answer is composed as bytes.
+"""One HTTP request and its answer, lean: the answer is composed as bytes.
 
-An :class:`Exchange` is Tornado's message delegate for one request. It finds out where the request goes (a page, an RPC,
-nowhere), gathers the body or passes it on, and writes the answer once. What a request's head says (target, call
-metadata, origin) is worked out once per distinct head and remembered beside Tornado's parsed headers, since a client's
-heads differ in Content-Length at most.
+A :class:`TornadoExchange` is Tornado's message delegate for one request. It finds out where the request goes (a page,
+an RPC, nowhere), gathers the body or passes it on, and writes the answer once. What a request's head says (target,
+call metadata, origin) is worked out once per distinct head and remembered beside Tornado's parsed headers, since a
+client's heads differ in Content-Length at most.
 
 ``phase`` goes HEAD -> BODY -> ANSWER; an answer may come early, in BODY, and closes the connection then. After the
 answer, or when the client went away, nothing more is written.
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-__all__ = ["CLOSE", "REASONS", "Exchange", "ParsedHeaders", "Phase", "Target"]
+__all__ = ["CLOSE", "REASONS", "Exchange", "ParsedHeaders", "Phase", "Target", "TornadoExchange"]
 
 JSON_TYPE = b"Content-Type: application/json\r\n"
 TEXT_TYPE = b"Content-Type: text/plain; charset=utf-8\r\n"
@@ -55,14 +55,20 @@ class Phase(Enum):
 
 
 class Target(Protocol):
-    """Where a request goes."""
+    """Where a request goes.
 
-    def begin(self, exchange: Exchange) -> StreamCall | None:
-        """The head was read; a stream that is to get the body piece by piece, or None for the whole body at the end."""
+    Attributes:
+        is_stream: the body is wanted piece by piece, by ``open_stream``; else as a whole, by ``run``.
+    """
+
+    is_stream: bool
+
+    def open_stream(self, exchange: TornadoExchange) -> StreamCall:
+        """Begin a streaming call."""
         ...
 
     def run(self, exchange: Exchange, body: bytes) -> None:
-        """The body was read too."""
+        """Answer a request that is complete."""
         ...
 
 
@@ -118,83 +124,30 @@ class _Date:
 _date = _Date()
 
 
-class Exchange(HTTPMessageDelegate):
-    """One request and its answer. Hot: one object a request (benchmark ``gateway``).
+class Exchange:
+    """One request and its answer, whoever reads the one and writes the other.
 
     Attributes:
         start_line: the request line.
         headers: the request's headers.
+        peer: the client's address.
         phase: what is being waited for.
-        is_stream: whether the call is a stream, which may rest as long as it likes.
+        call: the unary call that was begun for it.
     """
 
-    def __init__(self, site: Site, connection: HTTP1Connection, peer: str) -> None:
+    start_line: RequestStartLine
+    headers: ParsedHeaders
+
+    def __init__(self, site: Site, peer: str) -> None:
         self._site = site
-        self._connection = connection
-        self._body: list[bytes] = []
-        self._body_bytes = 0
-        self._stream: StreamCall | None = None
         self._answered = False
         self.peer = peer
         self.call: UnaryCall | None = None
         self.phase = Phase.HEAD
 
-    @property
-    def is_stream(self) -> bool:
-        """Whether the request belongs to a streaming call."""
-        return self._stream is not None
-
-    # -- Tornado's calls ----------------------------------------------------------------------------------------------
-
-    def headers_received(self, start_line: object, headers: HTTPHeaders) -> None:
-        """Take the head."""
-        assert isinstance(start_line, RequestStartLine)
-        assert isinstance(headers, ParsedHeaders)
-        self.start_line = start_line
-        self.headers = headers
-        target = headers.target
-        if target is None:
-            target = headers.target = self._site.target(start_line, headers)
-        self.phase = Phase.BODY
-        self._connection.set_close_callback(self.on_connection_close)
-        self._stream = target.begin(self)
-        if self._stream is not None:
-            self._connection.set_max_body_size(1 << 62)  # of the whole stream; each message has its limit
-
-    def data_received(self, chunk: bytes) -> None:
-        """Take a piece of the body."""
-        if self._stream is not None:
-            self._stream.receive(chunk)
-            return
-        self._body_bytes += len(chunk)
-        if self._body_bytes <= self._site.body_bytes_max:
-            self._body.append(chunk)
-        else:
-            self._body.clear()
-
-    def finish(self) -> None:
-        """The body is complete."""
-        self.phase = Phase.ANSWER
-        if self._stream is not None:
-            self._stream.receive_end()
-            return
-        if self._body_bytes > self._site.body_bytes_max:
-            self._site.refuse_body(self, self._body_bytes)
-            return
-        target = self.headers.target
-        assert target is not None
-        body = self._body
-        target.run(self, body[0] if len(body) == 1 else b"".join(body))
-
-    def on_connection_close(self) -> None:
-        """The client went away."""
-        self._answered = True
-        if self._stream is not None:
-            self._stream.connection_closed()
-        if self.call is not None:
-            self.call.closed()
-
-    # -- answers ------------------------------------------------------------------------------------------------------
+    def _write(self, data: bytes) -> None:
+        """Write a whole answer, and be ready for the next request."""
+        raise NotImplementedError
 
     def send_message(self, body: bytes) -> None:
         """Answer an RPC's message."""
@@ -227,8 +180,7 @@ class Exchange(HTTPMessageDelegate):
             # An answer before the end of the request closes the connection: the rest of the body is not worth reading.
             CLOSE if self.phase is Phase.BODY else parsed.connection,
         )
-        self._forget_write(self._connection.write(head + body if self.start_line.method != "HEAD" else head))
-        self._connection.finish()
+        self._write(head + body if self.start_line.method != "HEAD" else head)
 
     def send_slices(self, slices: Generator[None, None, bytes]) -> None:
         """Answer a large message whose JSON is made in slices, the loop turning in between."""
@@ -246,6 +198,74 @@ class Exchange(HTTPMessageDelegate):
                 loop.call_soon(step)
 
         step()
+
+
+class TornadoExchange(Exchange, HTTPMessageDelegate):
+    """A request that Tornado reads: the delegate of its messages."""
+
+    def __init__(self, site: Site, connection: HTTP1Connection, peer: str) -> None:
+        super().__init__(site, peer)
+        self._connection = connection
+        self._body: list[bytes] = []
+        self._body_bytes = 0
+        self._stream: StreamCall | None = None
+
+    @property
+    def is_stream(self) -> bool:
+        """Whether the request belongs to a streaming call, which may rest as long as it likes."""
+        return self._stream is not None
+
+    # -- Tornado's calls ----------------------------------------------------------------------------------------------
+
+    def headers_received(self, start_line: object, headers: HTTPHeaders) -> None:
+        """Take the head."""
+        assert isinstance(start_line, RequestStartLine)
+        assert isinstance(headers, ParsedHeaders)
+        self.start_line = start_line
+        self.headers = headers
+        self.phase = Phase.BODY
+        self._connection.set_close_callback(self.on_connection_close)
+        target = self._site.target_of(start_line, headers)
+        if target.is_stream:
+            self._stream = target.open_stream(self)
+            self._connection.set_max_body_size(1 << 62)  # of the whole stream; each message has its limit
+
+    def data_received(self, chunk: bytes) -> None:
+        """Take a piece of the body."""
+        if self._stream is not None:
+            self._stream.receive(chunk)
+            return
+        self._body_bytes += len(chunk)
+        if self._body_bytes <= self._site.body_bytes_max:
+            self._body.append(chunk)
+        else:
+            self._body.clear()
+
+    def finish(self) -> None:
+        """The body is complete."""
+        self.phase = Phase.ANSWER
+        if self._stream is not None:
+            self._stream.receive_end()
+            return
+        if self._body_bytes > self._site.body_bytes_max:
+            self._site.refuse_body(self, self._body_bytes)
+            return
+        body = self._body
+        self._site.target_of(self.start_line, self.headers).run(self, body[0] if len(body) == 1 else b"".join(body))
+
+    def on_connection_close(self) -> None:
+        """The client went away."""
+        self._answered = True
+        if self._stream is not None:
+            self._stream.connection_closed()
+        if self.call is not None:
+            self.call.closed()
+
+    # -- answers ------------------------------------------------------------------------------------------------------
+
+    def _write(self, data: bytes) -> None:
+        self._forget_write(self._connection.write(data))
+        self._connection.finish()
 
     def start_stream(self, status: int, *, with_metadata: bool) -> None:
         """Write the head of a streamed answer."""

@@ -22,7 +22,7 @@ from google.protobuf.descriptor import MethodDescriptor
 from kvserver import limits
 from kvserver.errors import HTTP_STATUS, Code
 from kvserver.proto import election_pb2, lock_pb2, rpc_pb2
-from kvserver.web.exchange import REASONS, Exchange
+from kvserver.web.exchange import REASONS, Exchange, TornadoExchange
 from kvserver.web.gojson import JsonError, Splitter
 from kvserver.web.jsonpb import codec_of, quote
 from kvserver.wire.limits import WireLimits
@@ -271,7 +271,7 @@ class StreamCall:
         closed: whether the stream ended, from either side.
     """
 
-    def __init__(self, exchange: Exchange, rpc: Rpc, head: CallHead, message_bytes_max: int) -> None:
+    def __init__(self, exchange: TornadoExchange, rpc: Rpc, head: CallHead, message_bytes_max: int) -> None:
         self.stream_id = 1
         self.head = head
         self.conn = self

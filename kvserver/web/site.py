@@ -14,7 +14,7 @@ from tornado.httputil import RequestStartLine
 
 from kvserver import limits
 from kvserver.errors import Code
-from kvserver.web.exchange import CLOSE, Exchange, ParsedHeaders, Target
+from kvserver.web.exchange import CLOSE, Exchange, ParsedHeaders, Target, TornadoExchange
 from kvserver.web.gateway import (
     PREFIXES,
     BadTimeoutError,
@@ -44,16 +44,18 @@ This requirement has been added to help prevent "DNS Rebinding" attacks (CVE-201
 
 
 class PageTarget:
-    """A page, or a refusal."""
+    """A page, or a refusal. The request's body is not used."""
 
     __slots__ = ("_page",)
+
+    is_stream = False
 
     def __init__(self, page: Page) -> None:
         self._page = page
 
-    def begin(self, exchange: Exchange) -> StreamCall | None:
-        """Wait for the end of the body, which is not used."""
-        return None
+    def open_stream(self, exchange: TornadoExchange) -> StreamCall:
+        """Never called: pages are no streams."""
+        raise NotImplementedError
 
     def run(self, exchange: Exchange, body: bytes) -> None:
         """Answer."""
@@ -63,19 +65,17 @@ class PageTarget:
 class RpcTarget:
     """An RPC of the gateway with the caller's metadata."""
 
-    __slots__ = ("_head", "_message_bytes_max", "_rpc", "_streams")
+    __slots__ = ("_head", "_message_bytes_max", "_rpc", "is_stream")
 
     def __init__(self, rpc: Rpc, head: CallHead, message_bytes_max: int) -> None:
         self._rpc = rpc
         self._head = head
         self._message_bytes_max = message_bytes_max
-        self._streams = rpc.takes_stream or rpc.answers_stream or isinstance(rpc.handler, StreamMethod)
+        self.is_stream = rpc.takes_stream or rpc.answers_stream or isinstance(rpc.handler, StreamMethod)
 
-    def begin(self, exchange: Exchange) -> StreamCall | None:
-        """Open the call if it is a stream."""
-        if self._streams:
-            return StreamCall(exchange, self._rpc, self._head, self._message_bytes_max)
-        return None
+    def open_stream(self, exchange: TornadoExchange) -> StreamCall:
+        """Begin the streaming call."""
+        return StreamCall(exchange, self._rpc, self._head, self._message_bytes_max)
 
     def run(self, exchange: Exchange, body: bytes) -> None:
         """Make the unary call."""
@@ -134,8 +134,15 @@ class Site:
             self._pages["/version"] = _get_only(pages.version)
             self._pages["/v2/members"] = _get_only(pages.members)
 
-    def target(self, start_line: RequestStartLine, headers: ParsedHeaders) -> Target:
-        """Answer where a request goes, and note in its headers what every answer to it carries."""
+    def target_of(self, start_line: RequestStartLine, headers: ParsedHeaders) -> Target:
+        """Answer where a request goes, from memory if a request with the same head came before."""
+        target = headers.target
+        if target is None:
+            target = headers.target = self._target(start_line, headers)
+        return target
+
+    def _target(self, start_line: RequestStartLine, headers: ParsedHeaders) -> Target:
+        """Work out where a request goes, and note in its headers what every answer to it carries."""
         self._note_connection(start_line, headers)
         host = headers.get("Host")
         if host is None and start_line.version == "HTTP/1.1":

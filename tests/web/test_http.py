@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import time
 
 import pytest
@@ -49,6 +50,54 @@ async def test_requests_of_one_connection_are_answered_in_order_even_when_pipeli
         revisions = [(await client.answer()).json["header"] for _ in bodies]
         assert revisions == [{"revision": "2"}, {"revision": "3"}, {"revision": "4"}]
         assert "etcdserver" in (await client.answer()).json
+        await client.close()
+
+
+@pytest.mark.asyncio
+async def test_a_client_that_closed_its_half_gets_its_answer() -> None:
+    async with serving() as served:
+        client = await served.connect()
+        await client.send(b"POST /v3/kv/compaction HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n{}")
+        client.writer.write_eof()
+        for _ in range(500):
+            if served.rpcs.waiting:
+                break
+            await asyncio.sleep(0.01)
+        conn, stream_id = served.rpcs.waiting[0]
+        conn.respond(stream_id, b"")
+        assert (await client.answer()).status == 200
+        assert await client.ended() == b""
+        await client.close()
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("pause", [False, True])
+async def test_many_pipelined_requests_are_answered_in_order(pause: bool) -> None:
+    async with serving() as served:
+        client = await served.connect()
+        requests = []
+        for number in range(200):
+            body = b'{"key":"%b"}' % base64.b64encode(b"%06d" % number)
+            requests.append(b"POST /v3/kv/put HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
+        for request in requests:
+            await client.send(request)
+            if pause:
+                await asyncio.sleep(0)
+        for number in range(200):
+            assert (await client.answer()).json == {"header": {"revision": str(number + 2)}}
+        await client.close()
+
+
+@pytest.mark.asyncio
+async def test_an_answer_larger_than_the_sockets_buffer_arrives_whole() -> None:
+    kvs = [KeyValue(key=b"k", value=b"v" * 1_000_000) for _ in range(9)]
+    async with serving() as served:
+        served.rpcs.range_answer = RangeResponse(header=ResponseHeader(revision=5), kvs=kvs).SerializeToString()
+        client = await served.connect()
+        for _ in range(3):
+            await client.send(b'POST /v3/kv/range HTTP/1.1\r\nHost: x\r\nContent-Length: 14\r\n\r\n{"key":"Zm9v"}')
+            await asyncio.sleep(0.05)
+            assert len((await client.answer()).json["kvs"]) == 9  # type: ignore[arg-type]
         await client.close()
 
 
