@@ -20,14 +20,7 @@ from recipes import (
     SessionLostError,
 )
 from recipes.contender import Contender
-from recipes.testing import (
-    FaultProxy,
-    compact,
-    drop_connection,
-    expire_session,
-    pause_session,
-    resume_session,
-)
+from recipes.testing import FaultProxy, compact, drop_connection, expire_session
 from tests.recipes.cancellation import CancelAt, Moment, at_every_await
 from tests.recipes.conftest import Connect
 
@@ -331,26 +324,6 @@ async def test_cancelled_while_the_outcome_is_unknown(endpoint: str, namespace: 
 
 
 # loss
-
-
-async def test_a_paused_holder_is_told_and_its_guarded_write_fails(kv: Client, connect: Connect) -> None:
-    other = await connect()
-    lock = Lock(kv, NAME, ttl=2, on_lost="event")
-    async with lock as held:
-        pause_session(held.session)
-        successor = Lock(other, NAME)
-        newer = await asyncio.wait_for(successor.acquire(), SECONDS)
-        assert newer.fencing_token > held.fencing_token
-        assert held.lost.is_set()
-        assert not await kv.txn(when=[held.guard()], then=[Put("result", "stale")])
-        assert await other.txn(when=[newer.guard()], then=[Put("result", "fresh")])
-        with pytest.raises(SessionLostError, match="no longer held"):
-            held.check()
-        resume_session(held.session)
-    await successor.release()
-    item = await kv.get("result")
-    assert item is not None
-    assert item.text == "fresh"
 
 
 HOLDER = """
