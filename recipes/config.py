@@ -250,6 +250,8 @@ class HotConfig(Generic[Model]):
             reason = f"not YAML{place}: {getattr(error, 'problem', None) or type(error).__name__}"
         except (ValueError, TypeError) as error:
             reason = str(error)
+        except Exception as error:  # a validator of the application's failed in its own way
+            reason = f"{type(error).__name__}: {error}"
         raise ConfigInvalidError(
             f"{self._key} is no valid {self._model_name}: {reason}; the last good configuration stays", reason=reason
         )
@@ -278,8 +280,10 @@ class HotConfig(Generic[Model]):
         self._burst_since = None
         state = self._mirror.state
         raw = {key[self._cut :]: kv.value for key, kv in state.items()}
-        if raw == self._applied_raw:
+        if raw == self._applied_raw:  # back to what is in force
             self._version = _newest(state)
+            self.last_error = None
+            self._wake()
             return
         try:
             if raw:

@@ -124,6 +124,7 @@ class Contender:
                     timeout=self._attempt_seconds(),
                 )
             except LeaseNotFoundError:
+                self._session.probe()
                 raise self._lost("its lease expired or was revoked") from None
             except OutcomeUnknownError as error:
                 self._uncertain = True
@@ -164,6 +165,7 @@ class Contender:
                 timeout=self._attempt_seconds(),
             )
         except LeaseNotFoundError:
+            self._session.probe()
             raise self._lost("its lease expired or was revoked") from None
         except OutcomeUnknownError:
             self._uncertain = True

@@ -187,7 +187,7 @@ class Discovery:
     def _read(self, instance_id: str, value: bytes) -> Instance | None:
         try:
             instance = decode_instance(self.service, instance_id, value)
-        except ValueError as error:
+        except (ValueError, TypeError) as error:
             self.invalid_records += 1
             logger.warning("service %s: the record of %s is left out: %s", self.service, instance_id, error)
             return None

@@ -31,6 +31,7 @@ class Held:
     def __init__(self, contender: Contender, session: Session, *, what: str) -> None:
         self._contender = contender
         self._what = what
+        self._given_up = False
         self.session = session
         self.lost = LostEvent(self._is_lost)
         session.add_listener(self._session_changed)
@@ -44,6 +45,8 @@ class Held:
             self.lost.set()
 
     def _dismiss(self) -> None:
+        """It is given up on purpose: nobody is to be told of a loss."""
+        self._given_up = True
         self.session.remove_listener(self._session_changed)
 
     @property
@@ -99,7 +102,7 @@ class Body:
         held.lost.add_callback(self._cancel)
 
     def _cancel(self) -> None:
-        if not self._over and self._task is not None:
+        if not self._over and not self._held._given_up and self._task is not None:
             self._cancelled = True
             self._task.cancel()
 
@@ -109,7 +112,7 @@ class Body:
         Raises:
             SessionLostError: it was lost, and the body has no other exception.
         """
-        lost = self._held.lost.is_set()
+        lost = self._held.lost.is_set() and not self._held._given_up
         self._over = True
         if self._cancelled and self._task is not None:
             delivered = kind is not None and issubclass(kind, asyncio.CancelledError)

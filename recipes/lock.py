@@ -81,6 +81,7 @@ class Lock:
         self._task: asyncio.Task[object] | None = None
         self._depth = 0
         self._busy = False
+        self._queued = False
         self._session: Session | None = None
         self._contender: Contender | None = None
         self._held: HeldLock | None = None
@@ -111,9 +112,8 @@ class Lock:
             except TimeoutError as error:
                 if timeout is None or isinstance(error, ClientError):
                     raise
-                raise AcquireTimeoutError(
-                    f"lock {self._text} was not acquired in {timeout:g} s; it is held by somebody else"
-                ) from None
+                why = "it is held by somebody else" if self._queued else "the servers did not answer in time"
+                raise AcquireTimeoutError(f"lock {self._text} was not acquired in {timeout:g} s; {why}") from None
         finally:
             self._busy = False
         assert held is not None
@@ -150,6 +150,7 @@ class Lock:
     async def _acquire(self, *, wait: bool) -> HeldLock | None:
         session = self._shared
         own = None
+        self._queued = False
         contender = None
         try:
             if session is None:
@@ -158,6 +159,7 @@ class Lock:
             contender = Contender(self._client, self._name, session, self._owner)
             if wait:
                 if not await contender.enter():
+                    self._queued = True
                     await contender.wait_until_first()
                 session.check()
             elif not await contender.enter_if_free():

@@ -24,7 +24,7 @@ from recipes.client.clock import SessionState
 from recipes.client.txn import Delete, Lease
 from recipes.client.watch import Subscription, WatchSpec
 from recipes.discovery import Discovery
-from recipes.errors import ClientError
+from recipes.errors import ClientError, LeaseNotFoundError
 from recipes.finishing import finish
 from recipes.instance import Instance, Status, encode_instance
 from recipes.session import Session
@@ -210,6 +210,10 @@ class Registration:
                 logger.warning("registration of %s: %s; trying again", self._instance.key, error)
                 await asyncio.sleep(pause)
                 pause = min(2 * pause, BACKOFF_SECONDS_MAX)
+            except Exception:  # a closed client, or a defect: those who wait must not wait for ever
+                logger.exception("registration of %s is no longer kept", self._instance.key)
+                asyncio.get_running_loop().call_soon(self._wake_waiters)
+                return
 
     async def _store(self) -> None:
         """Make a session if there is none, put the current record, follow the key."""
@@ -230,8 +234,10 @@ class Registration:
         # below sees any late arrival of an earlier one.
         try:
             result = await self._client.put(self._key, encode_instance(instance), lease=session)
-        except BaseException:
+        except BaseException as error:
             self._dirty = True
+            if isinstance(error, LeaseNotFoundError):
+                session.probe()
             raise
         self._put_revision = result.revision
         self.registrations += 1
@@ -239,6 +245,9 @@ class Registration:
             spec = WatchSpec(self._client.namespace + self._key)
             self._subscription = self._client._core.watches.add(spec, _Sink(self), start_revision=result.revision + 1)
         self._stored = instance
+        self._wake_waiters()
+
+    def _wake_waiters(self) -> None:
         for waiter in self._waiters:
             if not waiter.done():
                 waiter.set_result(None)

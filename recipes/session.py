@@ -132,6 +132,11 @@ class Session:
         if self.state is SessionState.LOST:
             raise self.lost_error()
 
+    def probe(self) -> None:
+        """Renew at once, and so learn soon whether the lease still lives; for when something casts doubt on it."""
+        if self._keeper is not None:
+            self._hub().poke(self._keeper)
+
     def lost_error(self) -> SessionLostError:
         """Answer an error that says why the session is lost."""
         if self._clock is None:

@@ -347,6 +347,11 @@ class Channel:
         if connection is not None:
             self._give_up(connection, GrpcError(Code.UNAVAILABLE, reason))
 
+    def forget_token(self) -> None:
+        """Authenticate again before the next call: the servers no longer take the token."""
+        self._token = None
+        self.leave("the token is no longer valid")
+
     def drop(self) -> None:
         """Cut the present connection hard, as a network failure would; for tests."""
         connection = self._connection

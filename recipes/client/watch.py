@@ -248,7 +248,9 @@ class WatchHub:
                     failure = error
                 finally:
                     self._lost(stream)
-                if failure.code in _FINAL:
+                if failure.code == Code.UNAUTHENTICATED and self._channel.config.user is not None:
+                    self._channel.forget_token()
+                elif failure.code in _FINAL:
                     self._fail_all(client_error(failure.code, failure.message))
                     return
                 logger.info("watch stream broke: %s", failure.message)
@@ -355,7 +357,7 @@ def _send(stream: ClientStream, request: rpc_pb2.WatchRequest) -> None:
 class _Queue:
     """The sink behind a :class:`Watcher`; apart from it, so that a forgotten watcher can be collected."""
 
-    __slots__ = ("_subscription", "_waiter", "error", "events", "interrupted", "started_at", "stopped")
+    __slots__ = ("_subscription", "_waiter", "error", "events", "interrupted", "loop", "started_at", "stopped")
 
     def __init__(self) -> None:
         self.events: deque[kv_pb2.Event] = deque()
@@ -363,6 +365,7 @@ class _Queue:
         self.started_at: int | None = None
         self.interrupted = False
         self.stopped = False
+        self.loop = asyncio.get_running_loop()
         self._subscription: Subscription | None = None
         self._waiter: asyncio.Future[None] | None = None
 
@@ -498,6 +501,10 @@ class Watcher:
         self.close()
 
     def __del__(self) -> None:
+        # The collector may run on any thread; the hub belongs to its loop.
         queue = getattr(self, "_queue", None)
-        if queue is not None:
-            queue.stop()
+        if queue is not None and not queue.stopped:
+            try:
+                queue.loop.call_soon_threadsafe(queue.stop)
+            except RuntimeError:
+                pass  # the loop is closed, and the watch with it

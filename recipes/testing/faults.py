@@ -23,9 +23,7 @@ async def expire_session(session: Session) -> None:
         await session.client.revoke_lease(session)
     except LeaseNotFoundError:
         pass  # it expired by itself meanwhile
-    keeper = session._keeper
-    if keeper is not None:
-        session._hub().poke(keeper)
+    session.probe()
     async with asyncio.timeout(LOST_SECONDS_MAX):
         await session.lost.wait()
 

@@ -70,6 +70,30 @@ async def test_an_invalid_update_is_refused_and_the_last_good_one_stays(
         assert config.refused == 5
 
 
+class Fragile(pydantic.BaseModel):
+    size: int = 0
+
+    @pydantic.field_validator("size")
+    @classmethod
+    def check(cls, size: int) -> int:
+        if size < 0:
+            raise KeyError("a validator that fails in its own way")
+        return size
+
+
+async def test_a_failing_validator_hurts_nothing_else(kv: Client) -> None:
+    await kv.put("c", '{"size": 1}')
+    async with HotConfig(kv, "c", model=Fragile) as config, kv.watch("other") as events:
+        await kv.put("c", '{"size": -1}')
+        assert "KeyError" in (await config.wait_refused(timeout=SECONDS)).reason
+        await kv.put("c", '{"size": 1}')  # back to what is in force
+        await kv.put("other", "x")
+        assert (await events.next(SECONDS)).text == "x"
+        assert config.last_error is None
+        await kv.put("c", '{"size": 2}')
+        await config.wait_for(lambda settings: settings.size == 2, timeout=SECONDS)
+
+
 async def test_deletion_keeps_the_last_good_one_or_goes_back_to_the_default(kv: Client) -> None:
     await kv.put("config/app", '{"pool_size": 8}')
     async with (

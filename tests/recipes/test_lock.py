@@ -13,6 +13,7 @@ from recipes import (
     AcquireTimeoutError,
     Client,
     HeldLock,
+    KeyValue,
     Lock,
     NotHeldError,
     Put,
@@ -189,13 +190,24 @@ async def test_names_do_not_touch_those_they_begin_with(kv: Client) -> None:
 @pytest.mark.parametrize("moment", ["early", "late"])
 @pytest.mark.parametrize("contended", [False, True])
 @pytest.mark.parametrize("shared", [False, True])
-async def test_cancelled_at_every_await_of_acquire(kv: Client, moment: Moment, contended: bool, shared: bool) -> None:
+async def test_cancelled_at_every_await_of_acquire(
+    kv: Client, moment: Moment, contended: bool, shared: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits = asyncio.Event()
+    until_deleted = Contender._until_deleted
+
+    async def note(self: Contender, before: KeyValue, revision: int) -> None:
+        waits.set()
+        await until_deleted(self, before, revision)
+
+    monkeypatch.setattr(Contender, "_until_deleted", note)
     session = await Session(kv, ttl=30).open() if shared else None
     holding = Lock(kv, NAME)
     releases: list[asyncio.Task[None]] = []
 
-    async def release_when_queued() -> None:
-        await queue_length(kv, 2)
+    async def release_when_waited_for() -> None:
+        waits.clear()
+        await waits.wait()
         await holding.release()
 
     def make() -> Coroutine[Any, Any, HeldLock]:
@@ -217,7 +229,7 @@ async def test_cancelled_at_every_await_of_acquire(kv: Client, moment: Moment, c
         assert not kv._core.watches._subscriptions
         if contended:
             await holding.acquire()
-            releases.append(asyncio.ensure_future(release_when_queued()))
+            releases.append(asyncio.ensure_future(release_when_waited_for()))
 
     async def release(held: HeldLock) -> None:
         await locks[-1].release()
@@ -226,7 +238,7 @@ async def test_cancelled_at_every_await_of_acquire(kv: Client, moment: Moment, c
     locks: list[Lock] = []
     if contended:
         await holding.acquire()
-        releases.append(asyncio.ensure_future(release_when_queued()))
+        releases.append(asyncio.ensure_future(release_when_waited_for()))
     count = await at_every_await(make, check, moment=moment, unless_done=release)
     assert count >= (1 if shared else 2) + (2 if contended else 0)
     if contended:
@@ -401,6 +413,14 @@ async def test_a_cancellation_from_outside_stays_one(kv: Client) -> None:
     await asyncio.wait({task})
     assert task.cancelled()
     assert await queue(kv) == []
+
+
+async def test_giving_up_inside_the_body_is_no_loss(kv: Client) -> None:
+    lock = Lock(kv, NAME)
+    async with lock:
+        assert await lock.release()
+        assert await queue(kv) == []
+        await kv.get("the body goes on")
 
 
 async def test_somebody_deletes_the_key(kv: Client) -> None:

@@ -85,6 +85,7 @@ async def test_a_dropped_watcher_ends_its_watch(kv: Client) -> None:
     first = await kv.put("k", "1")
     async for _ in kv.watch("k", start_revision=first.revision):
         break
+    await kv.get("a round trip")
     assert not kv._core.watches._subscriptions
 
 
