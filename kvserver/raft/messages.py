@@ -200,9 +200,9 @@ class Ready:
     Order, after etcd-io/raft with asynchronous storage:
 
     1. ``messages`` may leave at once, before anything is durable.
-    2. ``snapshot``, ``hard_state`` and ``entries`` are written, in one batch in this order (if a crash can leave part of
-       a batch, then a first part: a commit index beyond the last entry found is lowered to it); entries replace those
-       of the same and higher indexes. If ``must_sync`` is false, the write may wait for the next one's sync.
+    2. ``snapshot``, ``hard_state`` and ``entries`` are written, in one batch in this order. (If a crash can leave part
+       of a batch, then a first part: a commit index beyond the last entry found is lowered to it.) Entries replace
+       those of the same and higher indexes. If ``must_sync`` is false, the write counts as durable without a sync.
     3. When all of it is durable: ``messages_after_persist`` leave, and ``RawNode.persisted(ready)`` is called; not
        necessarily in this order. This holds for every ready for which ``needs_persist`` is true, even if it has
        nothing to write.

@@ -44,9 +44,11 @@ from kvserver.raft import (
     Role,
     Snapshot,
 )
+from kvserver.raft.confchange import apply_change
 from kvserver.raft.quorum import VoteResult, joint_vote
 
 FIRST_VOTERS = (1, 2, 3)
+FIRST_CONF = ConfState(voters=FIRST_VOTERS)
 
 
 class InvariantBrokenError(AssertionError):
@@ -70,6 +72,7 @@ class Options:
     transfers: float = 0.005
     snapshots: float = 0.02
     slow_apply: bool = False
+    ticks: float = 0.1
     deliveries: tuple[int, ...] = (0, 1, 2)
     bootstrap: bool = False
     message_bytes_max: int = 64
@@ -77,7 +80,39 @@ class Options:
 
     @classmethod
     def draw(cls, rng: random.Random) -> Options:
-        """Draw the options of a run."""
+        """Draw the options of a run: of all kinds, or of one that concentrates on crashes, or on splits."""
+        kind = rng.randrange(5)
+        if kind == 0:
+            return cls(
+                members=3,
+                pre_vote=False,
+                check_quorum=False,
+                crashes=0.01,
+                partitions=0.03,
+                membership=0.0,
+                transfers=0.02,
+                snapshots=0.0,
+                message_bytes_max=1000,
+                inflight_messages_max=256,
+                ticks=0.3,
+                deliveries=(0, 1),
+            )
+        if kind == 1:
+            return cls(
+                members=3,
+                pre_vote=False,
+                check_quorum=False,
+                loss=0.0,
+                duplication=0.5,
+                crashes=0.0,
+                partitions=0.02,
+                membership=0.0,
+                transfers=0.0,
+                snapshots=0.0,
+                message_bytes_max=1000,
+                inflight_messages_max=256,
+                ticks=0.2,
+            )
         return cls(
             members=rng.choice([3, 4, 5]),
             pre_vote=rng.random() < 0.7,
@@ -93,6 +128,7 @@ class Options:
             snapshots=rng.choice([0.0, 0.02, 0.05]),
             slow_apply=rng.random() < 0.3,
             bootstrap=rng.random() < 0.3,
+            ticks=rng.choice([0.05, 0.1, 0.3]),
             deliveries=rng.choice([(0, 1), (0, 1, 2), (0, 0, 0, 10)]),
             message_bytes_max=rng.choice([16, 64, 1000]),
             inflight_messages_max=rng.choice([1, 4, 256]),
@@ -195,6 +231,7 @@ class Simulation:
         self.committed: dict[int, tuple[int, int]] = {}
         self.commit_max = 0
         self.states: dict[int, int] = {0: 0}
+        self.confs: dict[int, ConfState] = {0: ConfState() if self.options.bootstrap else FIRST_CONF}
         self.reads: dict[bytes, int] = {}
         self.proposals = 0
         self.quiet = False
@@ -203,7 +240,7 @@ class Simulation:
                 self.committed[index] = (1, 1)
         for member in self.members.values():
             if not self.options.bootstrap:
-                member.disk.snapshot = Snapshot(0, 0, ConfState(voters=FIRST_VOTERS))
+                member.disk.snapshot = Snapshot(0, 0, FIRST_CONF)
             self.start(member)
 
     # -- events ---------------------------------------------------------------------------------------------------
@@ -221,15 +258,15 @@ class Simulation:
         if member.node is None:
             if draw < 0.02:
                 self.start(member)
-        elif draw < 0.35:
-            self.turn(member)
-        elif draw < 0.70:
-            self.finish_write(member)
-        elif draw < 0.75:
-            self.apply(member)
-        elif draw < 0.85:
+        elif rng.random() < options.ticks:
             self.note("tick", member.id)
             member.node.tick()
+        elif draw < 0.40:
+            self.turn(member)
+        elif draw < 0.80:
+            self.finish_write(member)
+        elif draw < 0.85:
+            self.apply(member)
         elif draw < 0.91:
             self.propose(member)
         elif draw < 0.95:
@@ -346,7 +383,12 @@ class Simulation:
         self.note("lost" if lost else "deliver", message.type, message.from_id, message.to_id, message.term)
         if not lost:
             assert target.node is not None
-            target.node.step(message)
+            node = target.node
+            before = (node.log.last, node.log.last_term, node.log.commit)
+            is_late = message.term and message.term < node.term
+            node.step(message)
+            after = (node.log.last, node.log.last_term, node.log.commit)
+            self.ensure(not is_late or before == after, "a message of an earlier term changed something")
         self.report_snapshot(message, ok=not lost)
         return None if lost else target
 
@@ -509,7 +551,9 @@ class Simulation:
             self.state_is(entry.index, member.digest)
             if entry.type:
                 self.ensure(member.disk.hard_state.commit >= entry.index, "a change takes effect before it is kept")
-                changes.append(ConfChange.decode(entry.data))
+                change = ConfChange.decode(entry.data)
+                changes.append(change)
+                self.confs.setdefault(entry.index, self.conf_after(change, entry.index - 1))
         if self.rng.random() < 0.5:
             node.applied_to(member.applied)
             for change in changes:
@@ -518,6 +562,17 @@ class Simulation:
             for change in changes:
                 node.apply_conf_change(change)
             node.applied_to(member.applied)
+        self.ensure(node.conf_state == self.conf_at(member.applied), "a member acts on another configuration")
+
+    def conf_at(self, applied: int) -> ConfState:
+        """The configuration in force once ``applied`` is applied."""
+        return self.confs[max(index for index in self.confs if index <= applied)]
+
+    def conf_after(self, change: ConfChange, applied: int) -> ConfState:
+        try:
+            return apply_change(self.conf_at(applied), change)
+        except ConfChangeError:
+            return self.conf_at(applied)
 
     # -- checks ---------------------------------------------------------------------------------------------------
 
@@ -561,7 +616,8 @@ class Simulation:
         self.commit_max = max(self.commit_max, index)
         self.ensure(node.role is Role.LEADER, f"entry {index} is committed first at a member that does not lead")
         holders = {other.id: other.disk.holds(index, term) for other in self.members.values()}
-        state = node.conf_state
+        # By the configuration that the log says is in force; bootstrapped members act on the founding one before.
+        state = node.conf_state if self.options.bootstrap and index <= 4 else self.conf_at(self.members[node.id].applied)
         result = joint_vote(state.voters, state.voters_outgoing, holders)
         self.ensure(result is VoteResult.WON, f"entry {index} is committed and not durable at a quorum")
 
@@ -595,6 +651,10 @@ class Simulation:
         else:
             self.ensure(log.last >= member.last_as_leader[1], "a leader dropped entries")
         member.last_as_leader = (node.term, log.last)
+        if log.conf_change_index > log.applied:
+            unapplied = log.entries[max(log.applied - log.offset, 0) :]
+            own = [entry for entry in unapplied if entry.type and entry.term == node.term]
+            self.ensure(len(own) <= 1, "a second membership change before the first is applied")
         matches = member.matches
         for other, progress in node._progress.items():
             self.ensure(progress.next > progress.match, "next is not above match")
@@ -616,7 +676,7 @@ class Simulation:
         for member in self.members.values():
             if member.node is None:
                 self.start(member)
-        target = 0
+        target = target_term = 0
         for ticks in range(rounds):
             for member in self.members.values():
                 assert member.node is not None
@@ -637,9 +697,9 @@ class Simulation:
             )
             if leader is None:
                 continue
-            if not target or leader.log.term(target) not in (0, leader.term):
+            if target_term != leader.term:
                 try:
-                    target = leader.propose(b"after the storm")
+                    target, target_term = leader.propose(b"after the storm"), leader.term
                 except ProposalDroppedError:
                     continue
             state = leader.conf_state
