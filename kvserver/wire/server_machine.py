@@ -940,6 +940,7 @@ class ServerConnection(Machine):
             self._remember_unheard(stream.stream_id)
 
     def _remember_unheard(self, stream_id: int) -> None:
+        """Note a closed stream on which the client may still send."""
         unheard = self._unheard
         unheard[stream_id] = None
         if len(unheard) > 2 * self.limits.streams_max:

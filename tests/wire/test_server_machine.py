@@ -261,7 +261,7 @@ def test_unknown_paths_are_refused_in_grpc_gos_words(path: str, text: str) -> No
     assert headers["grpc-message"] == text
 
 
-def test_refusal_before_the_requests_end_resets_with_no_error_and_ignores_the_rest() -> None:
+def test_an_answer_before_the_requests_end_resets_with_no_error_and_ignores_the_rest() -> None:
     server = Server()
     out = server.feed(frame(HEADERS, 4, 1, server.block("/test.Echo/Nope")))
     assert out[-1].kind == RST
