@@ -30,6 +30,9 @@ Result = bytes | KvError
 Done = Callable[[Result], None]
 Request = TypeVar("Request")
 
+HAS_LEADER = b"hasleader"
+VERSION = b"client-api-version"
+
 INTERNAL_ERROR_TEXT = "kvserver: internal error, see the server's log"
 """What a client is told of a fault of ours: nothing of its inside."""
 
@@ -44,20 +47,20 @@ class Leadership(Protocol):
 
 def metadata_error(node: Leadership, metadata: Mapping[bytes, bytes]) -> KvError | None:
     """Check what a call's metadata asks for: a leader (``hasleader``), a client API version that is text."""
-    version = metadata.get(b"client-api-version")
-    if version is not None:
+    if VERSION in metadata:
         try:
-            version.decode()
+            metadata[VERSION].decode()
         except UnicodeDecodeError:
             return errors.InvalidClientApiVersionError()
-    if metadata.get(b"hasleader") == b"true" and not node.leader_id:
+    if HAS_LEADER in metadata and metadata[HAS_LEADER] == b"true" and not node.leader_id:
         return errors.NoLeaderError()
     return None
 
 
-def decode_error(error: DecodeError) -> KvError:
+def decode_error(error: DecodeError, *, streaming: bool = False) -> KvError:
     """Answer what a client is told whose bytes are no message, as grpc-go words it."""
-    return KvError(f"grpc: error unmarshalling request: {error}", Code.INTERNAL)
+    what = "failed to unmarshal the received message" if streaming else "error unmarshalling request:"
+    return KvError(f"grpc: {what} {error}", Code.INTERNAL)
 
 
 def internal_error(method: str) -> KvError:
@@ -105,7 +108,7 @@ def write_call(
     def handle(conn: ServerConnection, stream_id: int, head: RequestHead, message: bytes) -> None:
         try:
             metadata = head.metadata
-            if b"hasleader" in metadata or b"client-api-version" in metadata:
+            if HAS_LEADER in metadata or (VERSION in metadata and not metadata[VERSION].isascii()):
                 error = metadata_error(node, metadata)
                 if error is not None:
                     raise error
@@ -130,7 +133,7 @@ def read_call(
     def handle(conn: ServerConnection, stream_id: int, head: RequestHead, message: bytes) -> None:
         try:
             metadata = head.metadata
-            if b"hasleader" in metadata or b"client-api-version" in metadata:
+            if HAS_LEADER in metadata or (VERSION in metadata and not metadata[VERSION].isascii()):
                 error = metadata_error(node, metadata)
                 if error is not None:
                     raise error

@@ -31,7 +31,7 @@ class HealthWatch(StreamCall):
         try:
             request = HealthCheckRequest.FromString(message)
         except DecodeError as error:
-            refusal = decode_error(error)
+            refusal = decode_error(error, streaming=True)
             self.stream.finish(refusal.code, refusal.message)
             return
         status = HealthCheckResponse.SERVICE_UNKNOWN if request.service else HealthCheckResponse.SERVING

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kvserver.api.calls import read_call, unchecked, write_call
+from kvserver.api.calls import VERSION, read_call, unchecked, write_call
 from kvserver.mvcc.requests import check_delete_range, check_put, check_range
 from kvserver.mvcc.txn import check_txn
 from kvserver.node.service import NodeService
@@ -45,7 +45,7 @@ def _range_call(node: NodeService) -> UnaryHandler:
             0 < size < 0x80
             and message[1] == size
             and message[0] == 0x0A
-            and head.metadata.get(b"client-api-version", b"").isascii()
+            and (VERSION not in (metadata := head.metadata) or metadata[VERSION].isascii())
         ):
             answer = get(message[2:])
             if answer is not None:

@@ -42,7 +42,7 @@ class KeepAliveCall(StreamCall):
             self._outstanding += 1
             self._node.lease_keepalive(request, self._answer)
         except DecodeError as error:
-            self._fail(decode_error(error))
+            self._fail(decode_error(error, streaming=True))
         except Exception:
             self._fail(internal_error("LeaseKeepAlive"))
 

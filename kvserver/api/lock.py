@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from functools import partial
 
+from kvserver import errors
 from kvserver.api.contention import (
     as_client_errors,
     contender_key,
@@ -87,6 +88,8 @@ async def unlock(node: NodeService, request: UnlockRequest) -> UnlockResponse:
     Raises:
         EmptyKeyError: no key.
     """
+    if not request.key:
+        raise errors.EmptyKeyError
     answer = DeleteRangeResponse.FromString(await delete_key(node, DeleteRangeRequest(key=request.key)))
     return UnlockResponse(header=answer.header)
 

@@ -36,11 +36,15 @@ def methods(node: NodeService) -> dict[bytes, UnaryMethod | StreamMethod]:
         else:
             done(MoveLeaderResponse().SerializeToString())
 
+    def defragment(request: DefragmentRequest, done: Done) -> None:
+        # The answer has no header, as etcd's.
+        node.defragment(request, lambda result: done(b"" if isinstance(result, bytes) else result))
+
     return {
         PREFIX + b"Alarm": UnaryMethod(read_call(node, "Alarm", AlarmRequest.FromString, unchecked, node.alarm)),
         PREFIX + b"Status": UnaryMethod(read_call(node, "Status", StatusRequest.FromString, unchecked, node.status)),
         PREFIX + b"Defragment": UnaryMethod(
-            read_call(node, "Defragment", DefragmentRequest.FromString, unchecked, node.defragment)
+            read_call(node, "Defragment", DefragmentRequest.FromString, unchecked, defragment)
         ),
         PREFIX + b"Hash": UnaryMethod(read_call(node, "Hash", HashRequest.FromString, unchecked, node.hash)),
         PREFIX + b"HashKV": UnaryMethod(read_call(node, "HashKV", HashKVRequest.FromString, unchecked, node.hash_kv)),

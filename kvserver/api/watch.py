@@ -17,10 +17,11 @@ last with ``fragment`` set; others get it whole.
 
 from __future__ import annotations
 
+from google.protobuf.message import DecodeError
+
 from kvserver import limits
-from kvserver.api.calls import internal_error
+from kvserver.api.calls import decode_error, internal_error
 from kvserver.api.streams import StreamCall, checked
-from kvserver.errors import Code
 from kvserver.mvcc import WatchError
 from kvserver.node.answers import varint
 from kvserver.node.service import NodeService
@@ -83,8 +84,9 @@ class WatchCall(StreamCall):
     def on_message(self, message: bytes, /) -> None:
         try:
             request = _parse(message)
-        except ValueError as error:  # protobuf's DecodeError is one
-            self._end(Code.INTERNAL, f"grpc: failed to unmarshal the received message: {error}")
+        except DecodeError as error:
+            refusal = decode_error(error, streaming=True)
+            self._end(refusal.code, refusal.message)
             return
         try:
             kind = request.WhichOneof("request_union")

@@ -50,7 +50,7 @@ class Side:
         self.cluster_id = header.cluster_id
         self.start_revision = 0
         self.captured: dict[str, str] = {}
-        self.background: dict[str, Background] = {}
+        self.background: dict[str, Any] = {}
 
     def call(self, method: str, request: Message, response: type[Message]) -> Any:
         """Call a unary method of ``etcdserverpb``."""
@@ -103,6 +103,8 @@ class Side:
     def mask(self, text: str) -> str:
         """Replace what has to differ between two servers."""
         for name, value in self.captured.items():
+            if len(value) < 8:
+                continue  # a revision or the like: the same on both sides
             text = text.replace(value, f"<{name}>")
             with contextlib.suppress(ValueError):
                 text = text.replace(str(int(value, 16)), f"<{name}>")
@@ -227,12 +229,13 @@ def ctl(
         if stderr.startswith("panic: "):  # a fault of etcdctl itself; the stack holds addresses
             stderr = stderr.partition("\n")[0]
         outcome = {"exit code": str(done.returncode), "stdout": stdout, "stderr": stderr}
-        return {part: _hide(value, hide) for part, value in outcome.items()}
+        return {part: hide_in(value, hide) for part, value in outcome.items()}
 
     return Step(name or command, run)
 
 
-def _hide(text: str, patterns: Sequence[str]) -> str:
+def hide_in(text: str, patterns: Sequence[str]) -> str:
+    """Mask what matches any of the patterns."""
     for pattern in patterns:
         text = re.sub(pattern, "<hidden>", text)
     return text
@@ -363,7 +366,7 @@ def stop(name: str, how: signal.Signals = signal.SIGTERM, *, hide: Sequence[str]
         code = process.close(how)
         return {
             "exit code": str(code),
-            "lines": _hide("\n".join(_without_progress(process.lines)), hide),
+            "lines": hide_in("\n".join(_without_progress(process.lines)), hide),
         }
 
     return Step(f"stop {name} ({how.name})", run)
@@ -381,7 +384,7 @@ def ended(name: str, *, hide: Sequence[str] = ()) -> Step:
             return {"exit code": "did not end", "lines": "\n".join(process.lines)}
         return {
             "exit code": str(process.close()),
-            "lines": _hide("\n".join(_without_progress(process.lines)), hide),
+            "lines": hide_in("\n".join(_without_progress(process.lines)), hide),
         }
 
     return Step(f"end of {name}", run)
