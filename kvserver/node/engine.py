@@ -30,6 +30,7 @@ from dataclasses import dataclass, field
 
 from kvserver import errors, limits
 from kvserver.errors import KvError
+from kvserver.limits import PENDING_PROPOSALS_MAX
 from kvserver.node import kinds, records
 from kvserver.node.autocompact import AutoCompactor
 from kvserver.node.machine import Deferred, StateMachine
@@ -154,7 +155,7 @@ class Engine:
             request: the parsed request, so that applying need not parse it again; None if there is none.
             done: the completion, or None when nobody waits.
         """
-        if len(self._pending) >= limits.PENDING_PROPOSALS_MAX or self._stopped:
+        if len(self._pending) >= PENDING_PROPOSALS_MAX or self._stopped:
             self.proposals_failed += 1
             if done is not None:
                 done(errors.StoppedError() if self._stopped else errors.TooManyRequestsError())

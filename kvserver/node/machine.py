@@ -14,6 +14,7 @@ import logging
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import asdict
 from itertools import chain
+from typing import cast
 
 import orjson
 
@@ -132,10 +133,15 @@ class StateMachine:
             return error
 
     def _apply_put(self, data: bytes, request: object) -> Result:
-        if request is None:
-            request = PutRequest.FromString(data[1:])
+        put = PutRequest.FromString(data[1:]) if request is None else cast(PutRequest, request)
         self.puts += 1
-        return apply_put(self.store, request, self.headers.framed)  # type: ignore[arg-type]
+        store = self.store
+        if put.lease or put.ignore_lease or put.ignore_value:
+            return apply_put(store, put, self.headers.framed)
+        previous = store.put(put.key, put.value)
+        if previous is not None and put.prev_kv:
+            return self.headers.framed(store.revision) + previous
+        return self.headers.framed(store.revision)
 
     def _apply_delete_range(self, data: bytes, request: object) -> Result:
         if not isinstance(request, DeleteRangeRequest):
