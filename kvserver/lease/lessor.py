@@ -14,7 +14,7 @@ Invariants: a key hangs on at most one lease; an id is positive; order of iterat
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from math import ceil, inf
 from typing import NamedTuple
 
@@ -27,13 +27,14 @@ LEASE_TTL_MAX_SECONDS = 9_000_000_000
 class Lease:
     """A lease: its id, its TTL in seconds, its keys."""
 
-    __slots__ = ("expiry", "keys", "lease_id", "ttl")
+    __slots__ = ("expiry", "keys", "lease_id", "queued", "ttl")
 
     def __init__(self, lease_id: int, ttl: int) -> None:
         self.lease_id = lease_id
         self.ttl = ttl
         self.keys: dict[bytes, None] = {}
         self.expiry: float | None = None
+        self.queued = 0.0  # time of the one queue item that counts; at or before the expiry
 
 
 class TimeToLive(NamedTuple):
@@ -60,7 +61,8 @@ class Lessor:
         self.minimum_ttl = minimum_ttl
         self._leases: dict[int, Lease] = {}
         self._promoted = False
-        # (expiry, id), with stale items left in: an item counts only if it is the lease's current expiry.
+        # (time to look at it, id). Renewing leaves the item where it is: it is put back when its time comes, so a
+        # renewal costs no more than an assignment and the queue is as long as there are leases.
         self._heap: list[tuple[float, int]] = []
 
     def __len__(self) -> int:
@@ -97,7 +99,8 @@ class Lessor:
         self.check_grant(lease_id, ttl)
         lease = self._leases[lease_id] = Lease(lease_id, max(ttl, self.minimum_ttl))
         if self._promoted:
-            self._schedule(lease, now + lease.ttl)
+            lease.expiry = now + lease.ttl
+            self._queue(lease, lease.expiry)
         return lease
 
     def revoke(self, lease_id: int) -> list[bytes]:
@@ -158,9 +161,10 @@ class Lessor:
     def promote(self, now: float, extend: float = 0.0) -> None:
         """Begin to decide about expiry: every lease gets its full TTL and ``extend`` seconds."""
         self._promoted = True
+        self._heap.clear()
         for lease in self._leases.values():
-            lease.expiry = now + lease.ttl + extend
-        self._heap = [(lease.expiry, lease.lease_id) for lease in self._leases.values() if lease.expiry is not None]
+            lease.expiry = lease.queued = now + lease.ttl + extend
+            self._heap.append((lease.queued, lease.lease_id))
         heapq.heapify(self._heap)
 
     def demote(self) -> None:
@@ -185,28 +189,31 @@ class Lessor:
         if lease.expiry <= now:
             # Its revoke is on the way: a success now would be taken back.
             raise errors.LeaseNotFoundError
-        self._schedule(lease, now + lease.ttl)
+        lease.expiry = now + lease.ttl
         return lease.ttl
 
-    def _schedule(self, lease: Lease, expiry: float) -> None:
-        lease.expiry = expiry
-        heapq.heappush(self._heap, (expiry, lease.lease_id))
+    def _queue(self, lease: Lease, time: float) -> None:
+        lease.queued = time
+        heapq.heappush(self._heap, (time, lease.lease_id))
 
     def expired(self, now: float, limit: int) -> list[int]:
         """Answer up to ``limit`` leases whose time is over, the longest overdue first, until they are revoked."""
-        return list(self._overdue(now, limit))
-
-    def _overdue(self, now: float, limit: int) -> Iterator[int]:
         heap = self._heap
-        found: list[tuple[float, int]] = []
-        while heap and heap[0][0] <= now and len(found) < limit:
-            item = heapq.heappop(heap)
-            lease = self._leases.get(item[1])
-            if lease is not None and lease.expiry == item[0]:
-                found.append(item)
-                yield item[1]
-        for item in found:
-            heapq.heappush(heap, item)
+        overdue: list[Lease] = []
+        while heap and heap[0][0] <= now and len(overdue) < limit:
+            time, lease_id = heapq.heappop(heap)
+            lease = self._leases.get(lease_id)
+            if lease is None or lease.expiry is None or lease.queued != time:
+                continue  # of a lease that was revoked
+            if lease.expiry > time:
+                self._queue(lease, lease.expiry)  # it was renewed
+            else:
+                lease.queued = inf  # a second item of the same time must not count
+                overdue.append(lease)
+        for lease in overdue:
+            if lease.expiry is not None:
+                self._queue(lease, lease.expiry)
+        return [lease.lease_id for lease in overdue]
 
     def time_to_live(self, lease_id: int, now: float, keys: bool = False) -> TimeToLive:
         """Answer what is left of a lease.

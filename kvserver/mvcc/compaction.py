@@ -17,13 +17,14 @@ from __future__ import annotations
 from collections.abc import Generator
 from typing import TYPE_CHECKING
 
-from kvserver.mvcc.records import Tombstone, key_of
+from kvserver.mvcc.history import members, without_first
+from kvserver.mvcc.records import is_tombstone, key_of
 from kvserver.mvcc.revision_log import find_last
 
 if TYPE_CHECKING:
     from kvserver.mvcc.store import Store
 
-SLICE_RECORDS = 4000
+SLICE_RECORDS = 3000
 """Records that one slice looks at: about 10 ms."""
 
 
@@ -118,23 +119,18 @@ class CompactionJob:
         history = store._history.get(key)
         if history is None:
             return  # it is current and the only version
-        if isinstance(history, int):
-            first = previous_main = history
-        else:
-            first = previous_main = history[0]
+        revisions = members(history)
         last = places.get(key)
-        if last is not None:
-            place = (last >> 1) + 1
-            if not isinstance(history, int):
-                previous_main = history[place - 1]
-        else:
-            place = 0 if first == main else 1
+        if last is None:
+            last = -2 if revisions[0] == main else 0  # the history begins with this version, or with the one before
+        place = (last >> 1) + 1
         if place > 0:
+            previous_main = revisions[place - 1]
             previous = find_last(before, key) if previous_main == main else store.log.find(previous_main, key)
-            if previous is not None and previous_main < target and type(previous) is not Tombstone:
+            if previous is not None and previous_main < target and not is_tombstone(previous):
                 dead.append((previous_main, previous))
                 store.size_bytes -= len(previous)
-        if type(record) is Tombstone and main < target:
+        if is_tombstone(record) and main < target:
             dead.append((main, record))
             store.size_bytes -= len(record)
             places[key] = 2 * place + 1
@@ -143,21 +139,14 @@ class CompactionJob:
 
     def _cut(self, key: bytes, place: int, target: int) -> None:
         """Cut a history before ``place``: the version that is current at the target, or what follows it."""
-        if place == 0:
-            return
         store = self._store
         history = store._history[key]
-        length = 1 if isinstance(history, int) else len(history)
-        while place and (history if isinstance(history, int) else history[place - 1]) == target:
+        while place and members(history)[place - 1] == target:
             place -= 1  # the target's own revision stays whole
-        if place == 0:
-            return
-        if place >= length:
+        left = without_first(history, place)
+        if left is None:
             del store._history[key]
             if key not in store._live:
                 store._deleted.remove(key)
-        elif not isinstance(history, int):
-            if place == length - 1:
-                store._history[key] = history[place]
-            else:
-                del history[:place]
+        elif left is not history:
+            store._history[key] = left

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from google_crc32c import extend
 
 from kvserver import errors
-from kvserver.mvcc.records import Tombstone, body_of, key_of, varint
+from kvserver.mvcc.records import body_of, is_tombstone, key_of, varint
 from kvserver.mvcc.revision_log import Chunk
 
 if TYPE_CHECKING:
@@ -82,14 +82,14 @@ def hash_slices(store: Store, revision: int) -> Generator[None, None, tuple[int,
 
 def _kept(store: Store, record: bytes, main: int, visible_at: int) -> bool:
     """Answer whether a record at or below the compact revision counts."""
-    if type(record) is Tombstone:
+    if is_tombstone(record):
         return False
     key = key_of(record)
     return store.get(key) is record or store.get_at(key, visible_at) is record
 
 
 def _write(parts: list[bytes], record: bytes, main: int, sub: bytes) -> None:
-    if type(record) is Tombstone:
+    if is_tombstone(record):
         key = key_of(record)
         parts += (main.to_bytes(8, "big"), sub, b"t\x0a", varint(len(key)), key)
     else:
@@ -103,11 +103,7 @@ def _any_key(store: Store, chunks: list[Chunk], revision: int) -> Generator[None
     for chunk in reversed(chunks):
         for _, entry in chunk.items(0, revision + 1):
             for record in entry if isinstance(entry, tuple) else (entry,):
-                if (
-                    record is not None
-                    and type(record) is not Tombstone
-                    and store.get_at(key_of(record), revision) is record
-                ):
+                if record is not None and not is_tombstone(record) and store.get_at(key_of(record), revision) is record:
                     return True
         yield
     return False

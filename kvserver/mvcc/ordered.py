@@ -13,7 +13,8 @@ Invariants: no bucket is empty; ``_largest[i] is _buckets[i][-1]``; buckets are 
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right, insort
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Collection, Generator, Iterator
+from itertools import islice
 
 LOAD = 1000
 """Keys of a bucket after a split. Smaller makes more buckets to bisect and count, larger makes inserts move more."""
@@ -169,21 +170,25 @@ class OrderedKeys:
         self._shrunk(low)
 
     @classmethod
-    def build(cls, keys: Iterable[bytes], slice_keys: int) -> Generator[None, None, OrderedKeys]:
+    def build(cls, keys: Collection[bytes], slice_keys: int) -> Generator[None, None, OrderedKeys]:
         """Build the set from distinct unsorted keys, a slice a step.
 
-        A sample gives bounds of even buckets, every key is thrown into its bucket, each bucket is sorted: no step sorts
-        more than a few thousand keys, whereas one sort of a million takes most of a second.
+        A sample gives bounds of about even buckets, every key is thrown into its bucket, each bucket is sorted: no step
+        sorts more than a few thousand keys, whereas one sort of a million takes most of a second.
         """
         built = cls()
-        everything = list(keys)
-        built._length = len(everything)
-        sample = sorted(everything[:: max(1, LOAD // 16)])
-        bounds = sample[16::16]
-        yield
+        built._length = len(keys)
+        sample: list[bytes] = []
+        unread = iter(keys)
+        while part := list(islice(unread, slice_keys)):
+            sample += part[:: max(1, LOAD // 8)]
+            yield
+        sample.sort()
+        bounds = sample[8::8]
         scattered: list[list[bytes]] = [[] for _ in range(len(bounds) + 1)]
-        for start in range(0, len(everything), slice_keys):
-            for key in everything[start : start + slice_keys]:
+        unread = iter(keys)
+        while part := list(islice(unread, slice_keys)):
+            for key in part:
                 scattered[bisect_right(bounds, key)].append(key)
             yield
         done = 0

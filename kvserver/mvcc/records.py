@@ -2,8 +2,8 @@
 
 A record is the serialized ``mvccpb.KeyValue`` framed as field 2 (``0x12 length key-value``). That is the tag of
 ``RangeResponse.kvs``, of ``PutResponse.prev_kv`` and of ``Event.kv``, so an answer is a header and joined records; no
-record is decoded to be sent. A deletion is a :class:`Tombstone`: a record that holds only key and mod_revision, which
-is what a DELETE event carries.
+record is decoded to be sent. A deletion is a tombstone: a record that holds only key and mod_revision, which is what a
+DELETE event carries, behind a first byte of its own, 0x13, so that telling it from a put costs no decoding.
 
 Records are immutable and compared by identity: the live index, the history of a key and the revision log share the one
 object. What must not live here: anything that knows where a record is kept.
@@ -25,10 +25,13 @@ PREFIXES = tuple(b"\x12" + number for number in NUMBERS)
 _EVENT_PREFIXES = tuple(b"\x5a" + number for number in NUMBERS)
 
 
-class Tombstone(bytes):
-    """A record that says its key was deleted; a type of its own, so that telling it from a put costs no decoding."""
+TOMBSTONE = 0x13
+"""First byte of a tombstone: no field of any message begins with it."""
 
-    __slots__ = ()
+
+def is_tombstone(record: bytes) -> bool:
+    """Answer whether a record says that its key was deleted."""
+    return record[0] == TOMBSTONE
 
 
 def varint(number: int) -> bytes:
@@ -92,10 +95,10 @@ def mod_revision(record: bytes) -> int:
     return parse_key_value(body_of(record)).mod_revision
 
 
-def tombstone(key: bytes, revision: int) -> Tombstone:
+def tombstone(key: bytes, revision: int) -> bytes:
     """Compose the record of a deletion of ``key`` at main revision ``revision``."""
     body = b"\x0a" + varint(len(key)) + key + b"\x18" + varint(revision)
-    return Tombstone(b"\x12" + varint(len(body)) + body)
+    return b"\x13" + varint(len(body)) + body
 
 
 def first_version(key: bytes, value: bytes, lease: int, revision: int) -> bytes:
@@ -118,8 +121,8 @@ def without_value(record: bytes) -> bytes:
 
 def event(record: bytes) -> bytes:
     """Compose the event of a record, framed as ``WatchResponse.events``."""
-    if type(record) is Tombstone:
-        body = b"\x08\x01" + record
+    if record[0] == TOMBSTONE:
+        body = b"\x08\x01\x12" + record[1:]
         return b"\x5a" + varint(len(body)) + body
     length = len(record)
     return _EVENT_PREFIXES[length] + record if length < 0x4000 else b"\x5a" + varint(length) + record
@@ -127,5 +130,6 @@ def event(record: bytes) -> bytes:
 
 def event_with_previous(record: bytes, previous: bytes) -> bytes:
     """Compose the event of a record together with the version it replaced (``prev_kv``)."""
-    body = b"".join((b"\x08\x01" if type(record) is Tombstone else b"", record, b"\x1a", previous[1:]))
+    tag = b"\x08\x01\x12" if record[0] == TOMBSTONE else b"\x12"
+    body = b"".join((tag, record[1:], b"\x1a", previous[1:]))
     return b"\x5a" + varint(len(body)) + body

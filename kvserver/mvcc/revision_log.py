@@ -8,6 +8,8 @@ revisions beside the entries).
 Invariants:
 - Only the last chunk, the tail, grows; any other chunk is never changed. Compaction puts new chunks in their place.
   So a view is a copy of the list of chunks, and what it reads stays as it was (snapshots, hashes).
+- Entries are a list in the tail and a tuple elsewhere: the garbage collector visits a tuple of bytes once and never
+  again, where it would visit a list, and so every record there is, at each full collection.
 - Chunks are in order of revisions and, but for the tail, not empty.
 - ``None`` in an entry tuple is a removed record; a tuple never holds only None.
 
@@ -41,7 +43,7 @@ class Chunk:
 
     __slots__ = ("entries", "first", "mains")
 
-    def __init__(self, first: int, entries: list[Entry | None], mains: array[int] | None = None) -> None:
+    def __init__(self, first: int, entries: Sequence[Entry | None], mains: array[int] | None = None) -> None:
         self.first = first
         self.entries = entries
         self.mains = mains
@@ -90,20 +92,20 @@ class RevisionLog:
         if len(self.tail) >= CHUNK_ENTRIES:
             self.seal()
 
-    def load(self, mains: array[int], entries: list[Entry | None]) -> None:
-        """Add entries at the given later main revisions, as a chunk of their own (restore).
+    def load(self, mains: array[int], entries: Sequence[Entry | None]) -> None:
+        """Add entries at the given later main revisions (restore).
 
         Args:
             mains: main revisions, ascending.
             entries: one for each.
         """
-        self.skip_to(mains[0])
-        if mains[-1] - mains[0] == len(mains) - 1:
-            self.tail += entries
-        else:
-            self.chunks[-1] = Chunk(mains[0], entries, mains)
-            self.tail = entries
-        self.skip_to(mains[-1] + 1)
+        for start in range(0, len(entries), CHUNK_ENTRIES):
+            part = mains[start : start + CHUNK_ENTRIES]
+            self.skip_to(part[0])
+            dense = part[-1] - part[0] == len(part) - 1
+            self.chunks[-1] = Chunk(part[0], tuple(entries[start : start + CHUNK_ENTRIES]), None if dense else part)
+            self.chunks.append(Chunk(part[-1] + 1, self.tail))
+            self.firsts.append(part[-1] + 1)
 
     def seal(self) -> None:
         """Close the tail for good and start a new one."""
@@ -112,7 +114,9 @@ class RevisionLog:
 
     def skip_to(self, revision: int) -> None:
         """Start a new tail whose first entry will be at ``revision``."""
-        if not self.tail:
+        if self.tail:
+            self.chunks[-1] = Chunk(self.firsts[-1], tuple(self.tail))
+        else:
             self.chunks.pop()
             self.firsts.pop()
         self.tail = []
@@ -161,7 +165,7 @@ class RevisionLog:
 
     def _rewrite(self, position: int, dead: list[tuple[int, bytes]]) -> None:
         chunk = self.chunks[position]
-        entries = chunk.entries.copy()
+        entries = list(chunk.entries)
         for revision, record in dead:
             place = chunk.place(revision)
             entry = entries[place]
@@ -175,7 +179,7 @@ class RevisionLog:
             del self.chunks[position]
             del self.firsts[position]
             return
-        replacement = Chunk(chunk.first, entries, chunk.mains)
+        replacement = Chunk(chunk.first, tuple(entries), chunk.mains)
         if chunk.mains is not None or 2 * kept < len(entries):
             replacement = self._packed([replacement])
         self.chunks[position] = replacement
@@ -195,4 +199,4 @@ class RevisionLog:
             for revision, entry in chunk.items(chunk.first, 1 << 62):
                 mains.append(revision)
                 entries.append(entry)
-        return Chunk(chunks[0].first, entries, mains)
+        return Chunk(chunks[0].first, tuple(entries), mains)

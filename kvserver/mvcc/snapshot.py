@@ -9,7 +9,7 @@ the physical removal had come). Then blocks of about 256 KiB::
 
     count:u32 flags:u32 | mains:i64*count | lengths:u32*count | subs:u32*count if flags & 1 | records joined
 
-The highest bit of a length marks a tombstone. The last chunk is a block of count 0 whose flags are the number of
+The last chunk is a block of count 0 whose flags are the number of
 blocks, so that a truncated stream is noticed; each chunk's integrity is the carrier's concern.
 """
 
@@ -19,10 +19,12 @@ import struct
 import sys
 from array import array
 from collections.abc import Generator, Iterable, Iterator
+from itertools import islice
 from typing import TYPE_CHECKING
 
+from kvserver.mvcc.history import extended
 from kvserver.mvcc.ordered import OrderedKeys
-from kvserver.mvcc.records import Tombstone, decode, key_of, mod_revision
+from kvserver.mvcc.records import decode, is_tombstone, key_of, mod_revision
 from kvserver.mvcc.revision_log import Chunk, Entry, RevisionLog
 
 if TYPE_CHECKING:
@@ -38,7 +40,6 @@ _BLOCK = struct.Struct("<II")
 _MAGIC = b"kvsmvcc\0"
 _FORMAT = 1
 _HAS_SUBS = 1
-_TOMBSTONE = 0x8000_0000
 _LEASE_TAG = 0x30
 _LEASE_BYTES_MAX = 11
 
@@ -88,7 +89,7 @@ def _chunks(header: bytes, chunks: list[Chunk], revision: int) -> Iterator[bytes
 
 
 def _block(mains: list[int], subs: list[int], records: list[bytes]) -> bytes:
-    lengths = [len(record) | _TOMBSTONE if type(record) is Tombstone else len(record) for record in records]
+    lengths = list(map(len, records))
     # A txn whose only kept record is sub 0 needs no sub; two records of one revision do.
     has_subs = any(subs)
     parts = [_BLOCK.pack(len(records), _HAS_SUBS if has_subs else 0), _packed("q", mains), _packed("I", lengths)]
@@ -149,7 +150,11 @@ def load(store: Store, chunks: Iterable[bytes]) -> Generator[None, None, None]:
         raise SnapshotFormatError(f"the snapshot ends early, after {blocks} blocks")
     log.skip_to(revision + 1)
     store._leased = True
-    deleted = [key for key in store._history if key not in store._live]
+    deleted: list[bytes] = []
+    histories = iter(store._history)
+    while part := list(islice(histories, _SLICE_KEYS)):
+        deleted += [key for key in part if key not in store._live]
+        yield
     store._order = yield from OrderedKeys.build(store._live, _SLICE_KEYS)
     store._deleted = yield from OrderedKeys.build(deleted, _SLICE_KEYS)
     store._log = log
@@ -168,28 +173,26 @@ def _load_block(store: Store, log: RevisionLog, chunk: bytes, count: int, flags:
     records: list[bytes] = []
     append = records.append
     for length in lengths:
-        if length & _TOMBSTONE:
-            end = start + (length ^ _TOMBSTONE)
-            record: bytes = Tombstone(chunk[start:end])
-            key = key_of(record)
-            replaced = live.pop(key, None)
-        else:
-            end = start + length
-            record = chunk[start:end]
-            key = key_of(record)
-            replaced = live.get(key)
-            live[key] = record
+        end = start + length
+        record = chunk[start:end]
         start = end
         append(record)
-        if replaced is not None:
-            _remember(histories, key, mod_revision(replaced))
-        if length & _TOMBSTONE:
-            _remember(histories, key, mod_revision(record))
+        key = key_of(record)
+        if is_tombstone(record):
+            replaced = live.pop(key, None)
+            if replaced is not None:
+                histories[key] = extended(histories.get(key), mod_revision(replaced))
+            histories[key] = extended(histories.get(key), mod_revision(record))
+        else:
+            replaced = live.get(key)
+            if replaced is not None:
+                histories[key] = extended(histories.get(key), mod_revision(replaced))
+            live[key] = record
     if start != len(chunk):
         raise SnapshotFormatError(f"a block of {len(chunk)} bytes has records of {start} bytes")
     store.size_bytes += sum(map(len, records))
     if subs is None:
-        log.load(mains, list(records))
+        log.load(mains, records)
         return
     kept_mains: array[int] = array("q")
     entries: list[Entry | None] = []
@@ -209,16 +212,6 @@ def _load_block(store: Store, log: RevisionLog, chunk: bytes, count: int, flags:
         kept_mains.append(main)
         place = following
     log.load(kept_mains, entries)
-
-
-def _remember(histories: dict[bytes, int | array[int]], key: bytes, revision: int) -> None:
-    history = histories.get(key)
-    if history is None:
-        histories[key] = revision
-    elif isinstance(history, int):
-        histories[key] = array("q", (history, revision))
-    else:
-        history.append(revision)
 
 
 def leased_keys(live: dict[bytes, bytes]) -> Iterator[tuple[int, bytes]]:

@@ -3,8 +3,8 @@
 State, for every key:
 - ``_live``: key -> record of its current version. Deleted keys are not in it.
 - ``_order``: the live keys in order.
-- ``_history``: key -> the main revisions of what its current version replaced, oldest first: one int, or an array. It
-  holds what compaction has not removed; a deleted key's last one is that of a tombstone.
+- ``_history``: key -> the main revisions of what its current version replaced, oldest first. It
+  holds what compaction has not removed; a deleted key's last one is that of its tombstone. See ``history``.
 - ``_deleted``: the keys in ``_history`` that are not live, in order, for reads in the past.
 - ``_log``: the records of all kept versions in the order of revisions, for reads in the past, watchers that catch up,
   hashes and snapshots.
@@ -24,8 +24,6 @@ What must not live here: requests and answers (``requests``, ``txn``), watchers 
 
 from __future__ import annotations
 
-from array import array
-from bisect import bisect_right
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -35,14 +33,15 @@ from kvserver import errors
 from kvserver.mvcc import snapshot
 from kvserver.mvcc.compaction import CompactionJob
 from kvserver.mvcc.hashing import hash_slices
+from kvserver.mvcc.history import MEMBER_BYTES, NATIVE, History, extended, last_at
 from kvserver.mvcc.ordered import OrderedKeys
 from kvserver.mvcc.records import (
     PREFIXES,
-    Tombstone,
     body_of,
     body_offset,
     decode,
     first_version,
+    is_tombstone,
     mod_revision,
     parse_key_value,
     tombstone,
@@ -159,7 +158,7 @@ class Store:
         self.leases: Leases = NoLeases() if leases is None else leases
         self.before_compaction: list[Callable[[], None]] = []
         self._live: dict[bytes, bytes] = {}
-        self._history: dict[bytes, int | array[int]] = {}
+        self._history: dict[bytes, History] = {}
         self._order = OrderedKeys()
         self._deleted = OrderedKeys()
         self._log = RevisionLog(2)
@@ -187,16 +186,11 @@ class Store:
         history = self._history.get(key)
         if history is None:
             return None
-        if isinstance(history, int):
-            if history > revision:
-                return None
-            record = self._log.find(history, key)
-        else:
-            place = bisect_right(history, revision)
-            if place == 0:
-                return None
-            record = self._log.find(history[place - 1], key)
-        return None if type(record) is Tombstone else record
+        main = last_at(history, revision)
+        if main is None:
+            return None
+        record = self._log.find(main, key)
+        return None if record is None or is_tombstone(record) else record
 
     def estimate(self, key: bytes, range_end: bytes) -> int:
         """Answer cheaply about how many keys a range would touch, to choose between ``range`` and ``range_slices``."""
@@ -412,9 +406,9 @@ class Store:
             if history is None:
                 histories[key] = replaced
             elif isinstance(history, int):
-                histories[key] = array("q", (history, replaced))
+                histories[key] = extended(history, replaced)
             else:
-                history.append(replaced)
+                history += replaced.to_bytes(MEMBER_BYTES, NATIVE)
             body = message.SerializeToString()
         length = len(body)
         record = PREFIXES[length] + body if length < 0x4000 else b"\x12" + varint(length) + body
@@ -450,14 +444,7 @@ class Store:
                 continue
             record = tombstone(key, revision)
             message = parse_key_value(body_of(previous))
-            history = histories.get(key)
-            if history is None:
-                histories[key] = array("q", (message.mod_revision, revision))
-            elif isinstance(history, int):
-                histories[key] = array("q", (history, message.mod_revision, revision))
-            else:
-                history.append(message.mod_revision)
-                history.append(revision)
+            histories[key] = extended(histories.get(key), message.mod_revision, revision)
             if message.lease:
                 self.leases.detach(message.lease, key)
             self._order.remove(key)

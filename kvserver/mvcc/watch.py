@@ -36,7 +36,7 @@ from itertools import islice
 from typing import Protocol
 
 from kvserver import errors
-from kvserver.mvcc.records import Tombstone, decode, event, event_with_previous, key_of
+from kvserver.mvcc.records import decode, event, event_with_previous, is_tombstone, key_of
 from kvserver.mvcc.store import Store
 from kvserver.mvcc.watchers import Group, WatcherIndex
 from kvserver.proto.rpc_pb2 import WatchCreateRequest
@@ -458,15 +458,15 @@ class WatchableStore:
         if not variant:
             return [event(record) for _, record in records]
         if variant & _NO_PUT:
-            records = [item for item in records if type(item[1]) is Tombstone]
+            records = [item for item in records if is_tombstone(item[1])]
         if variant & _NO_DELETE:
-            records = [item for item in records if type(item[1]) is not Tombstone]
+            records = [item for item in records if not is_tombstone(item[1])]
         if not variant & _PREVIOUS:
             return [event(record) for _, record in records]
         return [self._event_with_previous(revision, record) for revision, record in records]
 
     def _event_with_previous(self, revision: int, record: bytes) -> bytes:
-        if type(record) is not Tombstone and decode(record).version == 1:
+        if not is_tombstone(record) and decode(record).version == 1:
             return event(record)
         if revision - 1 < self.store.compact_revision:
             return event(record)

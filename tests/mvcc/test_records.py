@@ -35,7 +35,7 @@ def test_a_record_is_a_field_of_a_range_response(key: bytes, value: bytes, lease
 @given(texts.filter(bool), revisions)
 def test_a_tombstone_holds_key_and_mod_revision(key: bytes, revision: int) -> None:
     record = records.tombstone(key, revision)
-    assert isinstance(record, records.Tombstone)
+    assert records.is_tombstone(record)
     assert records.decode(record) == KeyValue(key=key, mod_revision=revision)
     assert records.key_of(record) == key
 
