@@ -25,7 +25,7 @@ from recipes.client.clock import now
 from recipes.client.txn import CreateRevision, Delete, Get, ModRevision, Operation, Put
 from recipes.client.types import Json, KeyValue
 from recipes.client.watch import Watcher
-from recipes.errors import CompactedError, OutcomeUnknownError
+from recipes.errors import ClientError, CompactedError, OutcomeUnknownError
 
 PAGE_MESSAGES = 500
 """Messages a page of a replay."""
@@ -260,7 +260,11 @@ class Subscriber:
             if self._closed:
                 raise StopAsyncIteration
             if self._watcher is None:
-                await self._begin()
+                try:
+                    await self._begin()
+                except ClientError:
+                    if not self._closed:
+                        raise
                 continue
             try:
                 event = await self._watcher.next()
@@ -325,6 +329,8 @@ class Subscriber:
             self._read_offset = items[-1].mod_revision if items else after
             return False
         self._read_offset = result.revision
+        if self._closed:
+            return True
         self._watcher = self._client.watch(
             self._prefix, prefix=True, deletes=False, start_revision=result.revision + 1, progress=True
         )

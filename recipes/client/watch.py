@@ -444,12 +444,14 @@ class Watcher:
 
         Raises:
             CompactedError: its start was compacted.
-            ClientError: the server refused the watch.
+            ClientError: the server refused the watch, or it was closed.
         """
         queue = self._queue
         while queue.started_at is None:
             if queue.error is not None:
                 raise queue.error
+            if queue.stopped:
+                raise ClientError(Code.CANCELLED, "the watch was closed before it had begun")
             await queue.changed()
         return queue.started_at
 

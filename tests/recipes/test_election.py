@@ -18,7 +18,7 @@ from recipes import (
     Session,
     SessionLostError,
 )
-from recipes.testing import FaultProxy, compact, drop_connection, expire_session, pause_session
+from recipes.testing import FaultProxy, compact, drop_connection, expire_session
 from tests.recipes.cancellation import Moment, at_every_await
 from tests.recipes.conftest import Connect
 
@@ -123,17 +123,6 @@ async def test_a_leader_that_loses_its_session_is_cancelled(kv: Client) -> None:
         async with Election(kv, NAME).lead("one") as leadership:
             await expire_session(leadership.session)
             await asyncio.Event().wait()
-
-
-async def test_takeover_from_a_paused_leader(kv: Client, connect: Connect) -> None:
-    other = await connect()
-    async with Election(kv, NAME, ttl=2, on_lost="event").lead("paused") as old:
-        pause_session(old.session)
-        new = await Election(other, NAME).campaign("new", timeout=SECONDS)
-        assert new.fencing_token > old.fencing_token
-        assert old.lost.is_set()
-        assert not await kv.txn(when=[old.guard()], then=[Put("report", "stale")])
-        await new.resign()
 
 
 async def test_observe(kv: Client, connect: Connect) -> None:

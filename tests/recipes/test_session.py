@@ -72,18 +72,13 @@ async def test_lives_beyond_its_ttl_while_it_is_renewed(kv: Client, connect: Con
             assert await kv.lease_ttl(each) > 0
 
 
-async def test_a_blocked_loop_does_not_lose_it(endpoint: str, namespace: str) -> None:
-    async with Client(endpoint, namespace=namespace) as kv, Session(kv, ttl=2) as session:
+async def test_a_blocked_loop_does_not_lose_it_unless_it_is_tied_to_the_loop(kv: Client) -> None:
+    async with Session(kv, ttl=2) as session, Session(kv, ttl=2, tied_to_loop=True) as tied:
         time.sleep(2.2)  # noqa: ASYNC251 - the application's loop hangs; that is what is tested
+        assert tied.lost.is_set()  # on the first step, before any message
+        assert tied.state is SessionState.LOST
         assert session.state is SessionState.CONNECTED
         assert await kv.lease_ttl(session) > 0
-
-
-async def test_tied_to_the_loop_it_is_lost_when_the_loop_hangs(kv: Client) -> None:
-    async with Session(kv, ttl=2, tied_to_loop=True) as session:
-        time.sleep(2.1)  # noqa: ASYNC251 - the application's loop hangs; that is what is tested
-        assert session.lost.is_set()  # on the first step, before any message
-        assert session.state is SessionState.LOST
 
 
 async def test_revoked_elsewhere(kv: Client) -> None:
@@ -113,38 +108,35 @@ async def test_an_outage_suspends_it_and_an_early_end_saves_it(endpoint: str, na
         await listener.wait_for(SessionState.CONNECTED)
 
 
-async def test_an_outage_loses_it_no_later_than_the_server_gives_it_away(endpoint: str, namespace: str) -> None:
+async def test_it_is_lost_no_later_than_the_server_gives_it_away(endpoint: str, namespace: str) -> None:
+    """By an outage, and by a pause of the whole process, which finds it out on its first step."""
     async with (
         FaultProxy(endpoint) as proxy,
         Client(proxy.endpoint, namespace=namespace) as cut_off,
         Client(endpoint, namespace=namespace) as observer,
+        observer.watch("", prefix=True, puts=False) as events,
     ):
-        session = Session(cut_off, ttl=2)
-        await session.open()
-        listener = Listener(session)
-        await cut_off.put("k", "v", lease=session)
-        async with observer.watch("k", puts=False) as events:
-            proxy.freeze()
-            assert (await events.next(SECONDS)).is_delete
-            assert session.state is SessionState.LOST
-        await listener.wait_for(SessionState.LOST)
-        assert listener.states == [SessionState.SUSPENDED, SessionState.LOST]
+        session = await Session(cut_off, ttl=2).open()
+        paused = await Session(observer, ttl=2).open()
+        listener, paused_listener = Listener(session), Listener(paused)
+        await cut_off.put("cut off", "", lease=session)
+        await observer.put("paused", "", lease=paused)
+        proxy.freeze()
+        pause_session(paused)
+        for _ in range(2):
+            deleted = await events.next(SECONDS)
+            loser = session if deleted.key == "cut off" else paused
+            assert loser.state is SessionState.LOST
+        assert paused_listener.states == []  # nobody could tell it
+        resume_session(paused)
+        for each, states in ((listener, [SessionState.SUSPENDED, SessionState.LOST]), (paused_listener, [])):
+            await each.wait_for(SessionState.LOST)
+            assert each.states[: len(states)] == states
         with pytest.raises(SessionLostError, match="no renewal was acknowledged"):
             session.check()
         proxy.restore()
-
-
-async def test_a_paused_process_finds_it_lost_on_its_first_step(kv: Client) -> None:
-    async with Session(kv, ttl=2) as session:
-        listener = Listener(session)
-        async with kv.watch("k", puts=False) as events:
-            await kv.put("k", "v", lease=session)
-            pause_session(session)
-            assert (await events.next(SECONDS)).is_delete
-        assert listener.states == []  # nobody could tell it
-        assert session.state is SessionState.LOST
-        resume_session(session)
-        await listener.wait_for(SessionState.LOST)
+        await paused.close()
+        await session.close()
 
 
 async def test_a_failing_listener_hurts_no_other(kv: Client, caplog: pytest.LogCaptureFixture) -> None:

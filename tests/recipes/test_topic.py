@@ -235,17 +235,21 @@ async def test_a_publication_whose_answer_is_lost_happens_once(endpoint: str, na
         assert await texts(subscriber, 1) == ["2"]
 
 
-async def test_closing_wakes_the_reader(kv: Client) -> None:
-    subscriber = Topic(kv, "orders").subscribe()
+@pytest.mark.parametrize("round_trips", [0, 1, 2, 3])
+@pytest.mark.parametrize("replay", [False, True])
+async def test_closing_wakes_the_reader(kv: Client, round_trips: int, replay: bool) -> None:
+    subscriber = Topic(kv, "orders").subscribe(replay=replay)
 
     async def read() -> list[Message | Resync]:
         return [message async for message in subscriber]
 
     reader = asyncio.ensure_future(read())
-    await kv.get("a round trip")
-    await kv.get("another")
+    for _ in range(round_trips):
+        await kv.get("a round trip")
     subscriber.close()
     assert await asyncio.wait_for(reader, SECONDS) == []
+    await kv.get("a round trip")
+    assert not kv._core.watches._subscriptions
 
 
 async def test_bad_arguments(kv: Client) -> None:
