@@ -196,6 +196,8 @@ async def serve(config: Config) -> signal.Signals | None:
     Raises:
         StartupError: the node cannot start, or could not go on.
     """
+    from kvserver.node.crash_points import CrashPoints
+    from kvserver.runtime import tune_garbage_collector
     from kvserver.server import Server
 
     loop = asyncio.get_running_loop()
@@ -211,7 +213,9 @@ async def serve(config: Config) -> signal.Signals | None:
             loop.add_signal_handler(number, stop_by, number)
         except NotImplementedError:  # Windows
             signal.signal(number, lambda value, _: loop.call_soon_threadsafe(stop_by, signal.Signals(value)))
-    async with Server(config) as server:
+    crash_points = CrashPoints(os.environ.get("KVSERVER_CRASH_POINT", ""))
+    async with Server(config, crash_points=crash_points) as server:
+        tune_garbage_collector()
         closed = loop.create_task(server.wait_closed())
         await asyncio.wait((stop, closed), return_when=asyncio.FIRST_COMPLETED)
         if closed.done():

@@ -1,4 +1,4 @@
-"""The seams to time and chance.
+"""The seams to time and chance, and what a process of our own sets for itself.
 
 Nothing but this module reads a clock or an entropy source; the node gets both as arguments, so that tests and the
 simulation can supply their own.
@@ -6,9 +6,12 @@ simulation can supply their own.
 
 from __future__ import annotations
 
+import gc
 import random
 import time
 from typing import Protocol
+
+from kvserver import limits
 
 
 class Clock(Protocol):
@@ -44,3 +47,14 @@ class SystemClock:
 def system_rng() -> Rng:
     """Answer a generator seeded from the operating system."""
     return random.SystemRandom()
+
+
+def tune_garbage_collector() -> None:
+    """Keep the cyclic collector from walking the store: what is loaded is frozen, young garbage is looked at rarely.
+
+    The store's values are bytes, which the collector does not track, but its containers are, and a full collection over
+    millions of them holds the loop for seconds. For processes that are nothing but a node; an embedder's are its own.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(limits.GC_YOUNG_OBJECTS, 20, 1000)

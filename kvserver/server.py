@@ -10,7 +10,6 @@ together; what they do stands in their own modules.
 from __future__ import annotations
 
 import asyncio
-import gc
 import logging
 from types import TracebackType
 
@@ -80,6 +79,7 @@ class Server:
             engine = assembly.engine
             service = NodeService(
                 engine,
+                clock=self._clock,
                 rng=self._rng,
                 request_bytes_max=config.max_request_bytes,
                 txn_operations_max=config.max_txn_ops,
@@ -108,7 +108,6 @@ class Server:
             metrics.add_source(node_samples(engine, monitor, config.quota_bytes))
             runner.start()
             await runner.ready
-            _tune_garbage_collector()
             self._web.start()
         except BaseException:
             await self.stop()
@@ -191,14 +190,3 @@ def _wire_limits(config: Config) -> WireLimits:
         keepalive_interval_seconds=config.grpc_keepalive_interval,
         keepalive_timeout_seconds=config.grpc_keepalive_timeout,
     )
-
-
-def _tune_garbage_collector() -> None:
-    """Keep the cyclic collector from walking the store: what is loaded is frozen, young garbage is looked at rarely.
-
-    The store's values are bytes, which the collector does not track, but its containers are, and a full collection over
-    millions of them holds the loop for seconds.
-    """
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(limits.GC_YOUNG_OBJECTS, 20, 1000)

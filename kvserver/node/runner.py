@@ -139,6 +139,8 @@ class Runner:
         if self._failed:
             return
         engine = self.engine
+        # What is applied in this turn was asked for before it: a lease never gets less than its full time.
+        engine.machine.now = self._clock.monotonic()
         crash = self._crash
         while (output := engine.ready()) is not None:
             persist = output.persist

@@ -47,7 +47,7 @@ from kvserver.proto.rpc_pb2 import (
     StatusResponse,
     TxnRequest,
 )
-from kvserver.runtime import Rng
+from kvserver.runtime import Clock, Rng
 from kvserver.version import ETCD_VERSION
 
 Arguments = TypeVarTuple("Arguments")
@@ -62,12 +62,13 @@ class NodeService:
         name: this member's name.
     """
 
-    def __init__(self, engine: Engine, *, rng: Rng, request_bytes_max: int, txn_operations_max: int) -> None:
+    def __init__(self, engine: Engine, *, clock: Clock, rng: Rng, request_bytes_max: int, txn_operations_max: int) -> None:
         self._engine = engine
         self._machine = engine.machine
         self._store = engine.machine.watchable.store
         self._headers = engine.machine.headers
         self._lessor = engine.machine.lessor
+        self._clock = clock
         self._rng = rng
         self._propose = engine.propose
         self.request_bytes_max = request_bytes_max
@@ -172,7 +173,7 @@ class NodeService:
             done(errors.NoLeaderError())
             return
         try:
-            ttl = self._lessor.renew(request.ID, self._machine.now)
+            ttl = self._lessor.renew(request.ID, self._clock.monotonic())
         except errors.LeaseNotFoundError:
             ttl = 0
         done(LeaseKeepAliveResponse(header=self.response_header(), ID=request.ID, TTL=ttl).SerializeToString())
@@ -181,7 +182,7 @@ class NodeService:
         """Tell what is left of a lease; TTL -1 says that there is none."""
         response = LeaseTimeToLiveResponse(header=self.response_header(), ID=request.ID)
         try:
-            left = self._lessor.time_to_live(request.ID, self._machine.now, request.keys)
+            left = self._lessor.time_to_live(request.ID, self._clock.monotonic(), request.keys)
         except errors.LeaseNotFoundError:
             response.TTL = -1
         else:
