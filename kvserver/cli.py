@@ -196,7 +196,6 @@ async def serve(config: Config) -> signal.Signals | None:
     Raises:
         StartupError: the node cannot start, or could not go on.
     """
-    from kvserver.node.crash_points import CrashPoints
     from kvserver.runtime import tune_garbage_collector
     from kvserver.server import Server
 
@@ -213,8 +212,7 @@ async def serve(config: Config) -> signal.Signals | None:
             loop.add_signal_handler(number, stop_by, number)
         except NotImplementedError:  # Windows
             signal.signal(number, lambda value, _: loop.call_soon_threadsafe(stop_by, signal.Signals(value)))
-    crash_points = CrashPoints(os.environ.get("KVSERVER_CRASH_POINT", ""))
-    async with Server(config, crash_points=crash_points) as server:
+    async with Server(config) as server:
         tune_garbage_collector()
         closed = loop.create_task(server.wait_closed())
         await asyncio.wait((stop, closed), return_when=asyncio.FIRST_COMPLETED)

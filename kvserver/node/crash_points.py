@@ -1,7 +1,7 @@
 """Named places where a test can end the process, to prove what survives.
 
-Armed by the environment variable ``KVSERVER_CRASH_POINT=name`` or ``name:n`` (the n-th time it is reached), read once
-by the command line; embedded nodes pass their own. Not armed, a point costs one attribute test.
+Armed by ``name`` or ``name:n`` (the n-th time it is reached), by a test that builds the server; nothing that a running
+installation reads can arm one. Not armed, a point costs a comparison.
 """
 
 from __future__ import annotations

@@ -62,7 +62,9 @@ class NodeService:
         name: this member's name.
     """
 
-    def __init__(self, engine: Engine, *, clock: Clock, rng: Rng, request_bytes_max: int, txn_operations_max: int) -> None:
+    def __init__(
+        self, engine: Engine, *, clock: Clock, rng: Rng, request_bytes_max: int, txn_operations_max: int
+    ) -> None:
         self._engine = engine
         self._machine = engine.machine
         self._store = engine.machine.watchable.store
