@@ -415,7 +415,7 @@ class Pair:
     def __init__(self, ours: Side, genuine: Side) -> None:
         self.ours = ours
         self.genuine = genuine
-        self._results: dict[str, dict[str, tuple[Outcome, Outcome]]] = {}
+        self._results: dict[int, dict[str, tuple[Outcome, Outcome]]] = {}
         self._threads = ThreadPoolExecutor(2)
 
     def both(self, action: Callable[[Side], Any]) -> tuple[Any, Any]:
@@ -442,11 +442,11 @@ class Pair:
 
     def run(self, scenario: Scenario) -> dict[str, tuple[Outcome, Outcome]]:
         """Run a scenario, once; answers (ours, genuine) by step."""
-        if scenario.name not in self._results:
+        if id(scenario) not in self._results:
             self.align()
             ours, genuine = self.both(lambda side: _run_steps(side, scenario))
-            self._results[scenario.name] = {step.name: (ours[step.name], genuine[step.name]) for step in scenario.steps}
-        return self._results[scenario.name]
+            self._results[id(scenario)] = {step.name: (ours[step.name], genuine[step.name]) for step in scenario.steps}
+        return self._results[id(scenario)]
 
     def close(self) -> None:
         """Close the channels."""
@@ -462,7 +462,7 @@ def _run_steps(side: Side, scenario: Scenario) -> dict[str, Outcome]:
         for step in scenario.steps:
             try:
                 outcomes[step.name] = step.run(side)
-            except Exception as error:  # shown in the step's comparison
+            except Exception as error:  # names its side, so that it never compares equal
                 outcomes[step.name] = {"failed": f"on {side.name}: {error!r}"}
     finally:
         side.settle()

@@ -403,7 +403,7 @@ LOCKS = Scenario(
         start("observer", "elect -l prize", lines=2),
         start("second", "elect prize second"),
         keys_below("prize/", 2),
-        ctl("get prize --prefix --print-value-only"),
+        ctl("get prize --prefix --print-value-only --sort-by=CREATE"),
         stop("candidate", signal.SIGINT),
         lines_of("second", 2),
         lines_of("observer", 4),
