@@ -9,11 +9,14 @@ ones first:
 2. **The same fields in other bytes.** A client that sends a different ``grpc-timeout`` with each call has it indexed
    (grpc-go, node), which shifts the index of every other field: no block is ever repeated. Such blocks are walked
    here field by field over ``hpack``'s own table (:meth:`HeaderDecoder.walk`); the fields without the timeout are a
-   key to the finished result.
+   key to the finished result. And when all fields but the timeout are indexed, not even the walk is needed:
+   :meth:`HeaderDecoder.recall` translates the indices into numbers of insertions, which stay the same, in one
+   ``bytes.translate`` and looks that up.
 3. **Everything else**: ``hpack.Decoder``. The walk hands over to it in the middle of a block where it meets something
    unusual, which is sound because fields are independent but for the table.
 
-Invariants: the table is changed only by ``hpack``'s own methods; whatever changes it empties ``blocks``.
+Invariants: the table is changed only by ``hpack``'s own methods; whatever changes it empties ``blocks``; ``_inserted``
+counts its insertions, and whatever changes it uncounted empties ``_shapes``.
 No stream, frame or socket here.
 """
 
@@ -45,6 +48,23 @@ TIMEOUT = b"grpc-timeout"
 _STATIC: tuple[Field, ...] = tuple(HeaderTable.STATIC_TABLE)
 _WALK_BYTES_MAX = 1024
 
+_INDEXED = bytes(range(0x81, 0xFF))
+"""First bytes of fields that are one byte long: indices 1 to 126."""
+
+_SHIFTS = [
+    bytes((shift - (byte - 0xBE)) % 128 if 0xBE <= byte < 0xFF else byte for byte in range(256)) for shift in range(128)
+]
+"""By insertions modulo 128: translates an index of the dynamic table (one byte) into its insertion's number modulo 128,
+which no index of the static table looks like."""
+
+_SHAPES_INSERTIONS_MAX = 60
+"""Insertions after which remembered shapes are dropped: before numbers modulo 128 can mean another entry."""
+
+_SHAPE_TABLE_BYTES_MIN = 512
+"""Below this the table may be too small for an entry to stay in it."""
+
+_OWN_LITERAL = b"\x00\x0cgrpc-timeout"
+
 _huffman_known: dict[bytes, bytes] = {}
 _HUFFMAN_KNOWN_MAX = 4096
 
@@ -73,7 +93,17 @@ class HeaderDecoder(Generic[_Value]):
         blocks: results by block bytes, emptied here whenever the dynamic table changes.
     """
 
-    __slots__ = ("_blocks", "_decoder", "_entries", "_list_bytes_max", "_table")
+    __slots__ = (
+        "_blocks",
+        "_decoder",
+        "_entries",
+        "_inserted",
+        "_list_bytes_max",
+        "_shape",
+        "_shapes",
+        "_shapes_since",
+        "_table",
+    )
 
     def __init__(self, list_bytes_max: int, blocks: MutableMapping[bytes, _Value]) -> None:
         self._decoder = Decoder(max_header_list_size=list_bytes_max)
@@ -81,6 +111,10 @@ class HeaderDecoder(Generic[_Value]):
         self._entries: deque[Field] = self._table.dynamic_entries
         self._list_bytes_max = list_bytes_max
         self._blocks = blocks
+        self._inserted = 0
+        self._shapes: dict[bytes | tuple[bytes, bytes], tuple[_Value, int]] = {}  # by shape: result, oldest insertion
+        self._shapes_since = 0
+        self._shape: tuple[bytes | tuple[bytes, bytes], int] | None = None  # of the block that was not recalled
 
     def decode(self, block: bytes) -> tuple[list[Field], bool]:
         """Decode a whole block.
@@ -100,6 +134,8 @@ class HeaderDecoder(Generic[_Value]):
         )
         if not unchanged:
             self._blocks.clear()
+            self._shapes.clear()
+            self._shape = None
         return fields, unchanged
 
     def _decode(self, block: bytes) -> list[Field]:
@@ -186,12 +222,16 @@ class HeaderDecoder(Generic[_Value]):
                 value = block[position:end]
                 position = end
                 if length & 0x80:
-                    value = _decode_value(value) if name == TIMEOUT else _huffman(value)
+                    value = decode_value(value) if name == TIMEOUT else _huffman(value)
                 if byte >= 0x40:
                     if unchanged:
                         unchanged = False
                         self._blocks.clear()
                     self._table.add(name, value)
+                    self._inserted += 1
+                    if not entries or entries[0][1] is not value:  # too large for the table
+                        self._shapes.clear()
+                        self._shape = None
                 if name == TIMEOUT:
                     timeout = value
                 else:
@@ -207,6 +247,89 @@ class HeaderDecoder(Generic[_Value]):
             raise PeerFaultError(ErrorCode.COMPRESSION_ERROR, f"header block: {error}") from None
         return tuple(fields), timeout, unchanged
 
+    def recall(self, block: bytes) -> tuple[_Value, bytes] | None:
+        """Answer what was remembered for this block's shape, and its ``grpc-timeout``. Hot: "varying timeout".
+
+        A shape is: fields of one byte each, a literal ``grpc-timeout``, again fields of one byte each. When ``None`` is
+        answered nothing was changed; decode the block another way and give the result to :meth:`remember`.
+        """
+        self._shape = None
+        size = len(block)
+        start = size - len(block.lstrip(_INDEXED))
+        entries = self._entries
+        if start == size or size > _WALK_BYTES_MAX or self._table.maxsize < _SHAPE_TABLE_BYTES_MIN:
+            return None
+        byte = block[start]
+        position = start + 1
+        try:
+            if byte == 0:
+                if not block.startswith(_OWN_LITERAL, start):
+                    return None
+                position = start + 14
+            else:
+                if 0x20 <= byte < 0x40:
+                    return None
+                if byte >= 0x40:
+                    index = byte & 0x3F
+                    full = 0x3F
+                else:
+                    index = full = byte & 0x0F
+                    if index != 0x0F:  # no static name below it is ours
+                        return None
+                if index == full:
+                    index += block[position]
+                    position += 1
+                    if index >= full + 0x80:
+                        return None
+                if index < 62 or entries[index - 62][0] != TIMEOUT:
+                    return None
+            length = block[position]
+            position += 1
+            end = position + (length & 0x7F)
+            if end > size or length & 0x7F == 0x7F:
+                return None
+            value = block[position:end]
+            if length & 0x80:
+                value = decode_value(value)
+        except (IndexError, HPACKError):
+            return None
+        inserted = self._inserted
+        if inserted - self._shapes_since >= _SHAPES_INSERTIONS_MAX:
+            self._shapes.clear()
+            self._shapes_since = inserted
+        prefix = block[:start]
+        before = prefix.translate(_SHIFTS[inserted & 127])
+        key: bytes | tuple[bytes, bytes] = before
+        indexed = byte >= 0x40
+        if end < size:
+            suffix = block[end:]
+            if suffix.lstrip(_INDEXED):
+                return None
+            key = (before, suffix.translate(_SHIFTS[inserted + indexed & 127]))
+            margin = 8  # entries that the insertion may push out before the suffix is read
+        else:
+            suffix = b""
+            margin = 0
+        known = self._shapes.get(key)
+        if known is None:
+            oldest = inserted - (max(prefix + suffix, default=0xBD) - 0xBE)
+            self._shape = (key, oldest)
+            return None
+        if inserted - known[1] + margin >= len(entries) and known[1] <= inserted:
+            return None
+        if indexed:
+            if self._blocks:
+                self._blocks.clear()
+            self._table.add(TIMEOUT, value)
+            self._inserted = inserted + 1
+        return known[0], value
+
+    def remember(self, value: _Value) -> None:
+        """Keep the result of the block that :meth:`recall` was asked for last."""
+        if self._shape is not None:
+            self._shapes[self._shape[0]] = (value, self._shape[1])
+            self._shape = None
+
     def check_size(self, fields: Iterable[Field]) -> None:
         """Refuse a header list above the limit.
 
@@ -220,37 +343,41 @@ class HeaderDecoder(Generic[_Value]):
             )
 
 
-def _value_step(key: int) -> tuple[int, bytes, bool, bool]:
-    """Answer what a byte does in a state of ``hpack``'s nibble machine: (next state << 8, output, failed, may end)."""
+_value_steps: dict[int, tuple[int, bytes]] = {}
+_value_ends: dict[int, bool] = {0: True}
+
+
+def _value_step(key: int) -> tuple[int, bytes]:
+    """Note what a byte does in a state of ``hpack``'s nibble machine: next state << 8, and output."""
     state = key >> 8
     output = b""
     flags = 0
-    failed = False
     for nibble in ((key & 0xFF) >> 4, key & 0x0F):
         state, flags, symbol = HUFFMAN_TABLE[state * 16 + nibble]
-        failed = failed or bool(flags & HUFFMAN_FAIL)
+        if flags & HUFFMAN_FAIL:
+            raise HPACKDecodingError("Invalid Huffman string")
         if flags & HUFFMAN_EMIT_SYMBOL:
             output += bytes((symbol,))
-    return state << 8, output, failed, bool(flags & HUFFMAN_COMPLETE)
+    _value_ends[state << 8] = bool(flags & HUFFMAN_COMPLETE)
+    step = _value_steps[key] = (state << 8, output)
+    return step
 
 
-_value_steps: dict[int, tuple[int, bytes, bool, bool]] = {}
+def decode_value(data: bytes) -> bytes:
+    """Decode a Huffman-coded value that never repeats: a dict step a byte, made from ``hpack``'s table as needed.
 
-
-def _decode_value(data: bytes) -> bytes:
-    """Decode a Huffman-coded value that never repeats: a dict step a byte, made from ``hpack``'s table as needed."""
+    Raises:
+        HPACKDecodingError: not Huffman code.
+    """
     state = 0
     output = b""
-    complete = True
     steps = _value_steps
     for byte in data:
         step = steps.get(state | byte)
         if step is None:
-            step = steps[state | byte] = _value_step(state | byte)
-        state, piece, failed, complete = step
-        if failed:
-            raise HPACKDecodingError("Invalid Huffman string")
-        output += piece
-    if not complete:
+            step = _value_step(state | byte)
+        state = step[0]
+        output += step[1]
+    if not _value_ends[state]:
         raise HPACKDecodingError("Incomplete Huffman string")
     return output

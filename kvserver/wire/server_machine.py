@@ -170,6 +170,15 @@ class RequestHead:
         self.handler: UnaryHandler | None = None if refusal else route.handler
 
 
+def _with_timeout(head: RequestHead, timeout: bytes) -> RequestHead:
+    """Answer the head with a timeout; a malformed one becomes its refusal."""
+    try:
+        return RequestHead(head.path, head.metadata, parse_timeout(timeout), head.route, head.refusal)
+    except ValueError as error:
+        refusal = head.refusal or (Code.INTERNAL, str(error), b"")
+        return RequestHead(head.path, head.metadata, None, head.route, refusal)
+
+
 # -- constant answers ------------------------------------------------------------------------------------------------
 
 _STATUS_200 = b"\x88"
@@ -565,6 +574,9 @@ class ServerConnection(Machine):
 
     def _decode_head(self, block: bytes) -> RequestHead:
         """Answer the head of a block that is not in ``_blocks``."""
+        recalled = self._decoder.recall(block)
+        if recalled is not None:
+            return _with_timeout(*recalled)
         walked = self._decoder.walk(block)
         if walked is None:
             fields, unchanged = self._decoder.decode(block)
@@ -582,12 +594,8 @@ class ServerConnection(Machine):
             if timeout is None:
                 head = known
             else:
-                try:
-                    head = RequestHead(known.path, known.metadata, parse_timeout(timeout), known.route, known.refusal)
-                except ValueError as error:
-                    head = RequestHead(
-                        known.path, known.metadata, None, known.route, known.refusal or (Code.INTERNAL, str(error), b"")
-                    )
+                self._decoder.remember(known)
+                head = _with_timeout(known, timeout)
         if unchanged and len(block) <= WIRE_HEADER_BLOCK_CACHED_BYTES_MAX:
             if len(self._blocks) >= WIRE_HEADER_BLOCKS_CACHED:
                 self._blocks.clear()

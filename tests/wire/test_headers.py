@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 import pytest
-from hpack import Encoder, HeaderTuple, NeverIndexedHeaderTuple
+from hpack import Decoder, Encoder, HeaderTuple, HPACKDecodingError, NeverIndexedHeaderTuple
+from hpack.huffman_table import HUFFMAN_COMPLETE, HUFFMAN_FAIL, HUFFMAN_TABLE, decode_huffman
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kvserver.wire.faults import PeerFaultError
 from kvserver.wire.frames import ErrorCode
-from kvserver.wire.headers import HeaderDecoder
+from kvserver.wire.headers import HeaderDecoder, decode_value
 
 names = st.sampled_from([b":path", b":method", b"te", b"user-agent", b"x-a", b"x-b", b"grpc-timeout", b"n" * 200])
 values = st.sampled_from([b"", b"POST", b"/a.B/C", b"5S", b"4999912u", b"v" * 300, b"\xff\xfe", b"trailers"])
@@ -65,6 +66,86 @@ def test_a_changing_timeout_leaves_the_other_fields_alone() -> None:
         blocks.add(block)
     assert len(keys) == 1
     assert len(blocks) > 250
+
+
+_common = [(b":method", b"POST"), (b":scheme", b"http"), (b"content-type", b"application/grpc"), (b"te", b"trailers")]
+_calls = st.tuples(
+    st.sampled_from([b"/a.B/C", b"/a.B/D"]),
+    st.integers(0, 10**8 - 1),
+    st.sampled_from([b"u", b"m", b"S"]),
+    st.sampled_from([(), ((b"token", b"t"),), ((b"token", b"t"), (b"x", b"y")), ((b"long", b"v" * 900),)]),
+    st.integers(0, 30),
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(_calls, min_size=1, max_size=60), st.booleans(), st.booleans())
+def test_recalled_results_are_those_of_hpack(
+    calls: list[tuple[bytes, int, bytes, tuple[tuple[bytes, bytes], ...], int]], huffman: bool, indexed: bool
+) -> None:
+    encoder = Encoder()
+    reference = Decoder()
+    decoder: HeaderDecoder[tuple[tuple[bytes, bytes], ...]] = HeaderDecoder(65536, {})
+    for path, number, unit, metadata, repeats in calls:
+        for repeat in range(repeats + 1):
+            fields = [*_common, (b":path", path)]
+            timeout = (b"grpc-timeout", b"%d%b" % ((number + repeat * 7) % 10**8, unit))
+            if indexed:
+                block = bytes(encoder.encode([*fields, timeout, *metadata], huffman=huffman))
+            else:
+                block = bytes(encoder.encode([*fields, *metadata], huffman=huffman))
+                block += b"\x00\x0cgrpc-timeout" + bytes((len(timeout[1]),)) + timeout[1]
+            recalled = decoder.recall(block)
+            if recalled is not None:
+                got = [*recalled[0], (b"grpc-timeout", recalled[1])]
+            else:
+                walked = decoder.walk(block)
+                if walked is None:
+                    got = decoder.decode(block)[0]
+                else:
+                    got = _split(walked)
+                    if walked[1] is not None:
+                        decoder.remember(walked[0])
+            assert sorted(got) == sorted([*fields, timeout, *metadata])
+            assert sorted(reference.decode(block, raw=True)) == sorted(got)
+            assert list(decoder._entries) == list(reference.header_table.dynamic_entries)
+
+
+def test_most_blocks_with_a_changing_timeout_are_recalled() -> None:
+    encoder = Encoder()
+    decoder: HeaderDecoder[object] = HeaderDecoder(65536, {})
+    recalled = 0
+    for number in range(1000):
+        fields = [*_common, (b":path", b"/a.B/C"), (b"grpc-timeout", b"%du" % (4_999_000 + number))]
+        block = bytes(encoder.encode(fields))
+        if decoder.recall(block) is not None:
+            recalled += 1
+        else:
+            walked = decoder.walk(block)
+            assert walked is not None
+            decoder.remember(walked[0])
+    assert recalled > 700
+
+
+def test_what_a_byte_does_to_a_huffman_state_depends_on_nothing_else() -> None:
+    ends: dict[int, set[bool]] = {}
+    for state, flags, _ in HUFFMAN_TABLE:
+        if not flags & HUFFMAN_FAIL:
+            ends.setdefault(state, set()).add(bool(flags & HUFFMAN_COMPLETE))
+    assert all(len(kinds) == 1 for kinds in ends.values())
+
+
+@given(st.binary(max_size=20))
+def test_huffman_values_are_those_of_hpack(data: bytes) -> None:
+    try:
+        expected: bytes | None = decode_huffman(data)
+    except HPACKDecodingError:
+        expected = None
+    try:
+        got: bytes | None = decode_value(data)
+    except HPACKDecodingError:
+        got = None
+    assert got == expected
 
 
 @given(st.binary(min_size=1, max_size=60))
