@@ -324,12 +324,13 @@ class Raft:
         """Answer a message of an earlier term, where silence would leave its sender stuck."""
         kind = message.type
         if kind is MessageType.APPEND or kind is MessageType.HEARTBEAT:
-            if self.config.check_quorum or self.config.pre_vote:
-                # This member may have raised its term while it was cut off. Its votes are ignored (there is a leader)
-                # and so would be the leader's appends; telling the leader our term makes it step down and ends this.
-                self._promise(MessageType.APPEND_RESPONSE, message.from_id)
+            # An old leader learns that it is one. Or this member has raised its term while it was cut off, and its own
+            # requests for votes are ignored because the others have a leader: that steps down now, which ends this.
+            self._promise(MessageType.APPEND_RESPONSE, message.from_id)
         elif kind is MessageType.PRE_VOTE:
             self._refuse_vote(MessageType.PRE_VOTE_RESPONSE, message.from_id)
+        elif kind is MessageType.VOTE:
+            self._refuse_vote(MessageType.VOTE_RESPONSE, message.from_id)
 
     def _promise(
         self,
@@ -669,7 +670,7 @@ class Raft:
         last = log.last
         start = progress.next
         replicating = progress.state is ProgressState.REPLICATE
-        if replicating and start > last and progress.sent_commit >= log.commit:
+        if replicating and start > last and progress.sent_commit >= log.commit and not progress.is_doubtful:
             return False
         previous = start - 1
         if previous < log.offset:
@@ -818,8 +819,10 @@ class Raft:
             self._appends_due = True
         elif progress.state is ProgressState.REPLICATE and progress.match < self.log.last:
             if progress.is_paused(self.config.inflight_messages_max, self.config.inflight_bytes_max):
-                # It lives and yet the window does not move: let one message through, its answer tells what is missing.
+                # It lives and yet the window does not move: let one message through.
                 progress.free_first()
+            # Appends may have been lost. If there is nothing new to send, an empty one finds out.
+            progress.is_doubtful = True
             self._appends_due = True
         if message.context:
             acks = self._reads.acknowledge(message.from_id, message.context)

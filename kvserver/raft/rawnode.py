@@ -139,6 +139,9 @@ class RawNode(Raft):
         """Tell whether :meth:`ready` has something to say."""
         log = self.log
         last = log.offset + len(log.entries)
+        # Looked at first: a membership change that is held back makes a write of the hard state due.
+        if log.handed_committed < log.committed_limit() and log.handed_committed < self._apply_limit():
+            return True
         if self._outstanding is None:
             if log.handed_stable < last or self._after_persist or self._commit_due or log.snapshot is not None:
                 return True
@@ -146,8 +149,6 @@ class RawNode(Raft):
             if recorded.term != self.term or recorded.vote != self.vote:
                 return True
         if self._messages or self._read_states or self._appends_due:
-            return True
-        if log.handed_committed < log.committed_limit() and log.handed_committed < self._apply_limit():
             return True
         soft_state = self._soft_state
         if soft_state.role is not self.role or soft_state.leader_id != self.leader_id:

@@ -36,6 +36,7 @@ class Progress:
         pending_snapshot: in SNAPSHOT, the index of the one sent.
         sent_commit: the highest commit index sent along since it last probed.
         recent_active: heard of since the last check of the quorum.
+        is_doubtful: in REPLICATE, it answered a heartbeat and lacks entries: what was sent may be lost.
         probe_sent: in PROBE, an append is under way.
         is_learner: does not vote.
     """
@@ -43,6 +44,7 @@ class Progress:
     __slots__ = (
         "_inflight_bytes",
         "_inflights",
+        "is_doubtful",
         "is_learner",
         "match",
         "next",
@@ -62,6 +64,7 @@ class Progress:
         self.sent_commit = 0
         self.recent_active = False
         self.probe_sent = False
+        self.is_doubtful = False
         self._inflights: deque[tuple[int, int]] = deque()
         self._inflight_bytes = 0
 
@@ -74,6 +77,7 @@ class Progress:
         self.state = state
         self.pending_snapshot = 0
         self.probe_sent = False
+        self.is_doubtful = False
         self._inflights.clear()
         self._inflight_bytes = 0
 
@@ -104,6 +108,7 @@ class Progress:
 
     def sent(self, last_index: int, count: int, size: int) -> None:
         """Note that an append with ``count`` entries up to ``last_index`` is under way."""
+        self.is_doubtful = False
         if self.state is ProgressState.REPLICATE:
             if count:
                 self.next = last_index + 1

@@ -144,7 +144,8 @@ class Script:
         self.start(member)
 
     def start(self, member: Member) -> None:
-        member.node = self._make_node(config=member.config, initial=InitialState(member.hard_state, member.snapshot, list(member.entries)))  # type: ignore[call-arg]
+        initial = InitialState(member.hard_state, member.snapshot, list(member.entries))
+        member.node = self._make_node(member.config, initial)
         member.writing = None
 
     def do_campaign(self, number: str) -> None:
