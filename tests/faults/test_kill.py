@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import sys
+import time
 
 import pytest
 
 from kvserver.node.crash_points import NAMES, CrashPoints
+from kvserver.proto.rpc_pb2 import LeaseGrantRequest, LeaseLeasesRequest, LeaseTimeToLiveRequest, PutRequest
 from tests.faults.campaign import Campaign
+from tests.faults.checker import Event
+from tests.faults.client import Api, Watcher
 from tests.support.processes import NodeProcess
 
 
@@ -46,3 +50,31 @@ def test_sigterm_under_load_is_a_clean_stop() -> None:
 def test_an_unknown_crash_point_is_refused() -> None:
     with pytest.raises(ValueError, match="no crash point"):
         CrashPoints("after_lunch")
+
+
+def test_a_lease_survives_kill_9_gets_its_time_again_and_then_ends_with_its_key() -> None:
+    node = NodeProcess()
+    watcher = None
+    try:
+        node.start()
+        api = Api(node.endpoint)
+        ttl = api.lease_grant(LeaseGrantRequest(ID=7, TTL=2)).TTL
+        api.put(PutRequest(key=b"leased", value=b"x", lease=7))
+        watcher = Watcher(node.endpoint)
+        watcher.start()
+        watcher.wait_for(2)
+        node.kill()
+        killed = time.monotonic()
+        api.close()
+        node.start()
+        api = Api(node.endpoint)
+        assert list(api.lease_time_to_live(LeaseTimeToLiveRequest(ID=7, keys=True)).keys) == [b"leased"]
+        watcher.wait_for(3)
+        assert time.monotonic() - killed >= ttl, "it ended before its time"
+        assert watcher.responses[-1] == (3, [Event(b"leased", 3, None)])
+        assert not api.lease_leases(LeaseLeasesRequest()).leases
+        api.close()
+    finally:
+        if watcher is not None:
+            watcher.close()
+        node.close()
