@@ -94,7 +94,8 @@ WIRE_IDLE_FRAMES_BASE = 1000
 WIRE_IDLE_FRAMES_PER_WORK = 10
 """Frames that carry no work (WINDOW_UPDATE, PRIORITY, empty DATA, unknown types, resets of closed streams): a fixed
 number, and so many more for each stream opened and each DATA frame in either direction. Clients send two or three
-window updates a message; one-byte window games and empty-frame floods (CVE-2019-9511, -9518) reach the bound."""
+window updates a message; one-byte window games and empty-frame floods (CVE-2019-9511, -9518) reach the bound. One
+frame a second is always allowed."""
 
 WIRE_STREAM_WINDOW_BYTES = 1024 * 1024
 """Receive window of a stream: a request of the largest size needs one WINDOW_UPDATE."""
@@ -105,9 +106,13 @@ WIRE_CONNECTION_WINDOW_BYTES = 16 * 1024 * 1024
 WIRE_PARTIAL_BYTES_MAX = 64 * 1024 * 1024
 """Bytes of unfinished request messages held for one connection; the stream that would exceed it is refused."""
 
-WIRE_QUEUED_BYTES_MAX = 64 * 1024 * 1024
-"""Answers held for one connection whose peer grants no window or does not read. Above it further answers are dropped
-and their streams reset. One answer alone may be larger."""
+WIRE_QUEUED_BYTES_MAX = 128 * 1024 * 1024
+"""Answers held for one connection whose peer grants no window or does not read: a few large ranges at once. Above it
+further answers fail. One answer alone may be larger."""
+
+WIRE_STALL_SECONDS = 60.0
+"""A connection for which more than two high-water marks wait and whose peer takes nothing for so long is dropped: its
+memory would otherwise be held for as long as the peer likes."""
 
 WIRE_STREAM_HIGH_WATER_BYTES = 1024 * 1024
 WIRE_STREAM_LOW_WATER_BYTES = 256 * 1024
@@ -220,3 +225,33 @@ SHUTDOWN_GRACE_SECONDS = 2.0
 GC_YOUNG_OBJECTS = 50_000
 """Container objects made before the collector looks at the young ones: a batch of requests makes thousands and frees
 them by reference counting."""
+
+MVCC_SLICE_RECORDS = 2000
+"""Records that one slice of long work in the store reads (large ranges, sorting, restoring): 2 to 4 ms."""
+
+MVCC_COMPACTION_SLICE_RECORDS = 3000
+"""Records that one slice of compaction looks at: about 8 ms."""
+
+MVCC_HASH_SLICE_RECORDS = 4000
+"""Records that one slice of hash_kv reads: 3 to 6 ms."""
+
+MVCC_SNAPSHOT_BLOCK_BYTES = 256 * 1024
+"""Record bytes of one chunk of a snapshot, and so of one step of taking it: 1 to 2 ms."""
+
+WATCH_FLUSH_DELIVERIES_MAX = 8192
+"""Deliveries of one flush of events; the next goes on with the rest, so that a wide fan-out does not hold the loop."""
+
+WATCH_FLUSH_MATCHES_MAX = 4000
+"""Changes, and pairs of a change and a group that watches it, of one flush; the next announces later revisions."""
+
+WATCH_SYNC_MATCHES = 4000
+"""Records read, and pairs of a record and a group that watches it, in one slice of catching up."""
+
+WATCH_SYNC_WATCHERS = 1024
+"""Unsynced watchers that catch up together in one slice."""
+
+WATCH_REMEMBERED_KEYS = 4096
+"""Keys whose watched ranges are remembered, so that a hot key is looked up once; forgotten when a range comes or goes."""
+
+LEASE_TTL_MAX_SECONDS = 9_000_000_000
+"""Longest lease, as the protocol has it."""

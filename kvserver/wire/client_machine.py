@@ -786,8 +786,7 @@ class ClientConnection(Machine):
                 return "keep-alive ping not answered"
         elif interval_seconds is not None and self._streams and now - self._last_active >= interval_seconds:
             self._keepalive_sent_at = now
-            self._out.append(frames.ping(_KEEPALIVE_PING))
-            self._wake()
+            self._send_ping(_KEEPALIVE_PING)
         return None
 
 

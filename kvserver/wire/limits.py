@@ -33,6 +33,7 @@ class WireLimits:
     connection_window_bytes: int = limits.WIRE_CONNECTION_WINDOW_BYTES
     partial_bytes_max: int = limits.WIRE_PARTIAL_BYTES_MAX
     queued_bytes_max: int = limits.WIRE_QUEUED_BYTES_MAX
+    stall_seconds: float = limits.WIRE_STALL_SECONDS
     high_water_bytes: int = limits.WIRE_STREAM_HIGH_WATER_BYTES
     low_water_bytes: int = limits.WIRE_STREAM_LOW_WATER_BYTES
     pump_bytes: int = limits.WIRE_PUMP_BYTES

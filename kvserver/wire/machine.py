@@ -96,6 +96,7 @@ class Machine:
         "_continuations",
         "_data_frames",
         "_dirty",
+        "_expected_acks",
         "_fast_max",
         "_goaway_sent",
         "_idle_frames",
@@ -112,6 +113,7 @@ class Machine:
         "_resets",
         "_send_window",
         "_settings_frames",
+        "_started_at",
         "_streams",
         "_window_granted",
         "bytes_received",
@@ -149,6 +151,8 @@ class Machine:
         # counters of the limits
         self._data_frames = 0
         self._idle_frames = 0
+        self._expected_acks = 1  # of our SETTINGS, and of pings sent since
+        self._started_at = clock()
         self._resets = TokenBucket(limits.reset_burst, limits.resets_per_second)
         self._settings_frames = TokenBucket(limits.settings_burst, limits.settings_per_second)
         self._goaway_sent = False
@@ -353,8 +357,21 @@ class Machine:
         """
         self._idle_frames += 1
         work = self._last_stream_id // 2 + self._data_frames
-        if self._idle_frames > self.limits.idle_frames_base + self.limits.idle_frames_per_work * work:
+        allowed = self.limits.idle_frames_base + self.limits.idle_frames_per_work * work
+        if self._idle_frames > allowed and self._idle_frames > allowed + self._clock() - self._started_at:
             raise PeerFaultError(ErrorCode.ENHANCE_YOUR_CALM, "too many frames without work")
+
+    def _ack(self) -> None:
+        """Count an acknowledgement; one that nobody waits for is a frame without work."""
+        if self._expected_acks:
+            self._expected_acks -= 1
+        else:
+            self._idle_frame()
+
+    def _send_ping(self, payload: bytes) -> None:
+        self._expected_acks += 1
+        self._out.append(frames.ping(payload))
+        self._wake()
 
     def _reset_counted(self) -> None:
         """Count a stream that was reset, by the peer or because of it.
@@ -515,7 +532,7 @@ class Machine:
         if flags & ACK:
             if payload:
                 raise PeerFaultError(ErrorCode.FRAME_SIZE_ERROR, "SETTINGS acknowledgement with a payload")
-            self._idle_frame()
+            self._ack()
             return
         if len(payload) % 6:
             raise PeerFaultError(ErrorCode.FRAME_SIZE_ERROR, "SETTINGS is not a multiple of 6 bytes")
@@ -559,7 +576,7 @@ class Machine:
         if len(payload) != 8:
             raise PeerFaultError(ErrorCode.FRAME_SIZE_ERROR, "PING is not 8 bytes")
         if flags & ACK:
-            self._idle_frame()
+            self._ack()
             self._on_ping_ack(payload)
             return
         self._out.append(frames.ping(payload, ack=True))

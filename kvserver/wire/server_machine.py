@@ -439,7 +439,8 @@ class ServerConnection(Machine):
         "_preface_seen",
         "_routes",
         "_seen_bytes",
-        "_started_at",
+        "_stall_marker",
+        "_stalled_since",
         "_unheard",
         "peer",
     )
@@ -463,7 +464,8 @@ class ServerConnection(Machine):
         self._ping_marker = -1
         self._drain_started: float | None = None
         self._drain_ping_at = 0.0
-        self._started_at = clock()
+        self._stall_marker = 0
+        self._stalled_since = self._started_at
         self._seen_bytes = 0
         self._keepalive_sent_at: float | None = None
         self._last_active = self._started_at
@@ -1076,7 +1078,7 @@ class ServerConnection(Machine):
         self._goaway_sent = True
         self._drain_started = self._clock()
         self._out.append(frames.goaway(frames.STREAM_ID_MAX, ErrorCode.NO_ERROR, b"graceful_stop"))
-        self._out.append(frames.ping(_DRAIN_PING))
+        self._send_ping(_DRAIN_PING)
         if not self.greeted:
             self._drain_finish()
         self._gate()
@@ -1114,8 +1116,13 @@ class ServerConnection(Machine):
                 return "keep-alive ping not answered"
         elif now - self._last_active > limits.keepalive_interval_seconds:
             self._keepalive_sent_at = now
-            self._out.append(frames.ping(_KEEPALIVE_PING))
-            self._wake()
+            self._send_ping(_KEEPALIVE_PING)
+        sent = self._window_granted - self._send_window
+        if self._queued_bytes <= 2 * limits.high_water_bytes or sent != self._stall_marker:
+            self._stall_marker = sent
+            self._stalled_since = now
+        elif now - self._stalled_since > limits.stall_seconds:
+            return "the client takes nothing of what waits for it"
         return None
 
 

@@ -10,6 +10,7 @@ import asyncio
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import threading
@@ -430,4 +431,68 @@ def test_curl(running: Running, tmp_path: Path) -> None:
     assert b"grpc-status: 0" in out
     assert message(b"hello") in out
     assert run("/test.Echo/Echo").startswith(b"HTTP/2 405")
-    assert b"grpc-status: 12" in run("/test.Echo/Nope", *request)
+    gzip = run("/test.Echo/Echo", *request, "-H", "grpc-encoding: gzip")
+    assert gzip == b"" or b"grpc-accept-encoding: identity" in gzip  # curl may drop what is answered while it uploads
+
+
+# -- genuine etcd: grpc-go as the server -------------------------------------------------------------------------------
+
+
+def test_our_client_on_genuine_etcd(tmp_path: Path) -> None:
+    etcd = Path(sys.executable).with_name("etcd")
+    if not etcd.exists():
+        pytest.skip("etcd is not installed")
+    ports = []
+    for _ in range(2):
+        with socket.socket() as sock:
+            sock.bind(("127.0.0.1", 0))
+            ports.append(sock.getsockname()[1])
+    client_url, peer_url = (f"http://127.0.0.1:{port}" for port in ports)
+    process = subprocess.Popen(
+        [
+            *(str(etcd), "--data-dir", str(tmp_path / "data"), "--log-level", "error"),
+            *("--listen-client-urls", client_url, "--advertise-client-urls", client_url),
+            *("--listen-peer-urls", peer_url, "--initial-advertise-peer-urls", peer_url),
+            *("--initial-cluster", f"default={peer_url}"),
+        ],
+        stderr=subprocess.DEVNULL,
+    )
+
+    async def connect() -> GrpcConnection:
+        async with asyncio.timeout(20):
+            while True:
+                try:
+                    return await GrpcConnection.connect("127.0.0.1", ports[0])
+                except GrpcError:
+                    await asyncio.sleep(0.05)
+
+    async def main() -> None:
+        client = await connect()
+        put = rpc_pb2.PutRequest(key=b"k", value=b"v" * 1_000_000).SerializeToString()
+        for _ in range(3):
+            await client.unary(b"/etcdserverpb.KV/Put", put, timeout_seconds=10)
+        ranges = [
+            client.unary(b"/etcdserverpb.KV/Range", rpc_pb2.RangeRequest(key=b"k").SerializeToString())
+            for _ in range(20)
+        ]
+        for answer in await asyncio.gather(*ranges):
+            assert rpc_pb2.RangeResponse.FromString(answer).kvs[0].value == b"v" * 1_000_000
+        watch = client.stream(b"/etcdserverpb.Watch/Watch")
+        create = rpc_pb2.WatchCreateRequest(key=b"w")
+        watch.send(rpc_pb2.WatchRequest(create_request=create).SerializeToString())
+        assert rpc_pb2.WatchResponse.FromString(await watch.recv() or b"").created
+        await client.unary(b"/etcdserverpb.KV/Put", rpc_pb2.PutRequest(key=b"w").SerializeToString())
+        assert rpc_pb2.WatchResponse.FromString(await watch.recv() or b"").events[0].kv.key == b"w"
+        watch.cancel()
+        with pytest.raises(GrpcError, match="etcdserver: key is not provided") as caught:
+            await client.unary(b"/etcdserverpb.KV/Put", b"")
+        assert caught.value.code == Code.INVALID_ARGUMENT
+        with pytest.raises(GrpcError, match=r"unknown method Nope for service etcdserverpb\.KV"):
+            await client.unary(b"/etcdserverpb.KV/Nope", b"")
+        await client.close()
+
+    try:
+        asyncio.run(main())
+    finally:
+        process.kill()
+        process.wait()

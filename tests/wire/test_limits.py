@@ -201,7 +201,6 @@ def test_settings_floods_end_the_connection() -> None:
         frame(DATA, 8, 1, b"\x00"),
         frame(PRIORITY, 0, 1, bytes(5)),
         frame(0x77, 0, 0, b"?"),
-        frame(SETTINGS, 1, 0),
         frame(PING, 1, 0, bytes(8)),
         frame(WINDOW, 0, 0, pack(">I", 1)),
         frame(WINDOW, 0, 1, pack(">I", 1)),
@@ -209,7 +208,7 @@ def test_settings_floods_end_the_connection() -> None:
 )
 def test_floods_of_frames_without_work_end_the_connection(flood: bytes) -> None:
     server = Server(WireLimits(idle_frames_base=100, idle_frames_per_work=10))
-    server.feed(frame(HEADERS, 4, 1, server.block("/test.Echo/Chat")))
+    server.feed(frame(SETTINGS, 1, 0) + frame(HEADERS, 4, 1, server.block("/test.Echo/Chat")))
     server.feed(flood * 100)
     assert not server.machine.closing
     assert _goaway(server.feed(flood))[0] == ErrorCode.ENHANCE_YOUR_CALM
@@ -342,3 +341,28 @@ def test_remembered_blocks_and_closed_streams_are_bounded() -> None:
     assert len(machine._blocks) <= 64
     assert len(machine._heads) <= 64
     assert len(machine._unheard) <= 2000
+
+
+def test_a_client_that_takes_nothing_is_dropped_and_one_that_takes_little_is_not() -> None:
+    server = Server(WireLimits(high_water_bytes=1000, stall_seconds=60))
+    server.feed(settings((4, 0)))
+    server.feed(server.request(1, "/test.Echo/Hold"))
+    server.machine.respond(1, bytes(3000))
+    start = server.clock.now
+    for second in range(0, 300, 10):
+        server.feed(frame(WINDOW, 0, 1, pack(">I", 1)))
+        assert server.machine.on_tick(start + second) is None
+    assert server.machine.on_tick(start + 340) is None
+    assert server.machine.on_tick(start + 361) == "the client takes nothing of what waits for it"
+
+
+def test_acknowledged_keepalives_of_months_are_not_a_flood() -> None:
+    server = Server(WireLimits(idle_frames_base=10))
+    for _ in range(100):
+        server.clock.now += 7201
+        server.machine.on_tick(server.clock.now)
+        for item in of(server.out(), PING):
+            server.feed(frame(PING, 1, 0, item.payload))
+    assert server.machine._expected_acks <= 1
+    assert server.machine._idle_frames == 0
+    assert not server.machine.closing
