@@ -251,7 +251,7 @@ WATCH_SYNC_WATCHERS = 1024
 """Unsynced watchers that catch up together in one slice."""
 
 WATCH_REMEMBERED_KEYS = 4096
-"""Keys whose watched ranges are remembered, so that a hot key is looked up once; forgotten when a range comes or goes."""
+"""Keys whose watched ranges are remembered, so that a hot key is looked up once."""
 
 LEASE_TTL_MAX_SECONDS = 9_000_000_000
 """Longest lease, as the protocol has it."""

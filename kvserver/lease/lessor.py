@@ -19,9 +19,7 @@ from math import ceil, inf
 from typing import NamedTuple
 
 from kvserver import errors
-
-LEASE_TTL_MAX_SECONDS = 9_000_000_000
-"""Longest lease, as the protocol has it."""
+from kvserver.limits import LEASE_TTL_MAX_SECONDS
 
 
 class Lease:

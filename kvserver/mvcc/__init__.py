@@ -4,7 +4,8 @@
 bytes, ``WatchableStore`` announces changes. Knows neither Raft nor storage nor the node.
 """
 
-from kvserver.mvcc.store import Leases, RangeOptions, RangeResult, Store
+from kvserver.mvcc.ranges import RangeOptions, RangeResult
+from kvserver.mvcc.store import Leases, Store
 from kvserver.mvcc.watch import WatchableStore, WatchError, WatchSink, WatchStream
 
 __all__ = [

@@ -17,15 +17,13 @@ from __future__ import annotations
 from collections.abc import Generator
 from typing import TYPE_CHECKING
 
+from kvserver.limits import MVCC_COMPACTION_SLICE_RECORDS as SLICE_RECORDS
 from kvserver.mvcc.history import members, without_first
 from kvserver.mvcc.records import is_tombstone, key_of
 from kvserver.mvcc.revision_log import find_last
 
 if TYPE_CHECKING:
     from kvserver.mvcc.store import Store
-
-SLICE_RECORDS = 3000
-"""Records that one slice looks at: about 10 ms."""
 
 
 class CompactionJob:

@@ -18,14 +18,12 @@ from typing import TYPE_CHECKING
 from google_crc32c import extend
 
 from kvserver import errors
+from kvserver.limits import MVCC_HASH_SLICE_RECORDS as SLICE_RECORDS
 from kvserver.mvcc.records import body_of, is_tombstone, key_of, varint
 from kvserver.mvcc.revision_log import Chunk
 
 if TYPE_CHECKING:
     from kvserver.mvcc.store import Store
-
-SLICE_RECORDS = 4000
-"""Records hashed in one slice: 3 to 6 ms."""
 
 _SUB_ZERO = b"_" + bytes(8)
 

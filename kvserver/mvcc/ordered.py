@@ -65,6 +65,28 @@ class OrderedKeys:
         self._largest[position] = bucket[-1]
         self._largest.insert(position + 1, upper[-1])
 
+    def add_range(self, keys: list[bytes]) -> None:
+        """Insert keys that are in order and not in the set; at the cost of one key if none of the set is among them."""
+        if not keys:
+            return
+        low, low_place, high, high_place = self._bounds(keys[0], keys[-1])
+        if len(keys) == 1 or (low, low_place) != (high, high_place):
+            for key in keys:
+                self.add(key)
+            return
+        buckets = self._buckets
+        parts = [keys[start : start + LOAD] for start in range(0, len(keys), LOAD)]
+        if low < len(buckets) and low_place:
+            # They belong into the middle of a bucket: its upper part becomes a bucket of its own.
+            bucket = buckets[low]
+            parts.append(bucket[low_place:])
+            del bucket[low_place:]
+            self._largest[low] = bucket[-1]
+            low += 1
+        buckets[low:low] = parts
+        self._largest[low:low] = [part[-1] for part in parts]
+        self._length += len(keys)
+
     def remove(self, key: bytes) -> None:
         """Remove a key that is in the set.
 

@@ -95,9 +95,15 @@ def mod_revision(record: bytes) -> int:
     return parse_key_value(body_of(record)).mod_revision
 
 
-def tombstone(key: bytes, revision: int) -> bytes:
-    """Compose the record of a deletion of ``key`` at main revision ``revision``."""
-    body = b"\x0a" + varint(len(key)) + key + b"\x18" + varint(revision)
+def tombstone(key: bytes, revision: bytes) -> bytes:
+    """Compose the record of a deletion of ``key``.
+
+    Args:
+        key: the key.
+        revision: its main revision as a varint; a range of keys is deleted at one revision.
+    """
+    length = len(key)
+    body = b"\x0a%b%b\x18%b" % (NUMBERS[length] if length < 0x4000 else varint(length), key, revision)
     return b"\x13" + varint(len(body)) + body
 
 

@@ -11,8 +11,9 @@ from __future__ import annotations
 from collections.abc import Callable, Generator
 
 from kvserver import errors
+from kvserver.mvcc.ranges import RangeOptions, RangeResult
 from kvserver.mvcc.records import decode, varint
-from kvserver.mvcc.store import RangeOptions, RangeResult, Store
+from kvserver.mvcc.store import Store
 from kvserver.proto.rpc_pb2 import DeleteRangeRequest, PutRequest, RangeRequest
 
 Header = Callable[[int], bytes]

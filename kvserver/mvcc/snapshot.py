@@ -22,6 +22,8 @@ from collections.abc import Generator, Iterable, Iterator
 from itertools import islice
 from typing import TYPE_CHECKING
 
+from kvserver.limits import MVCC_SLICE_RECORDS as SLICE_KEYS
+from kvserver.limits import MVCC_SNAPSHOT_BLOCK_BYTES as BLOCK_BYTES
 from kvserver.mvcc.history import extended
 from kvserver.mvcc.ordered import OrderedKeys
 from kvserver.mvcc.records import decode, is_tombstone, key_of, mod_revision
@@ -29,11 +31,6 @@ from kvserver.mvcc.revision_log import Chunk, Entry, RevisionLog
 
 if TYPE_CHECKING:
     from kvserver.mvcc.store import Store
-
-BLOCK_BYTES = 256 * 1024
-"""Record bytes of a block: what one step of taking a snapshot copies, 1 to 2 ms."""
-
-_SLICE_KEYS = 5000
 
 _HEADER = struct.Struct("<8sIqqq")
 _BLOCK = struct.Struct("<II")
@@ -152,11 +149,11 @@ def load(store: Store, chunks: Iterable[bytes]) -> Generator[None, None, None]:
     store._leased = True
     deleted: list[bytes] = []
     histories = iter(store._history)
-    while part := list(islice(histories, _SLICE_KEYS)):
+    while part := list(islice(histories, SLICE_KEYS)):
         deleted += [key for key in part if key not in store._live]
         yield
-    store._order = yield from OrderedKeys.build(store._live, _SLICE_KEYS)
-    store._deleted = yield from OrderedKeys.build(deleted, _SLICE_KEYS)
+    store._order = yield from OrderedKeys.build(store._live, SLICE_KEYS)
+    store._deleted = yield from OrderedKeys.build(deleted, SLICE_KEYS)
     store._log = log
     store.revision = revision
     store.compact_revision = compact_revision

@@ -26,33 +26,28 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import NamedTuple, Protocol, TypeVar
+from typing import Protocol
 
 from kvserver import errors
+from kvserver.limits import MVCC_SLICE_RECORDS as SLICE_KEYS
 from kvserver.mvcc import snapshot
 from kvserver.mvcc.compaction import CompactionJob
 from kvserver.mvcc.hashing import hash_slices
 from kvserver.mvcc.history import MEMBER_BYTES, NATIVE, History, extended, last_at
 from kvserver.mvcc.ordered import OrderedKeys
+from kvserver.mvcc.ranges import RangeOptions, RangeResult, Shape, run
 from kvserver.mvcc.records import (
     PREFIXES,
     body_of,
     body_offset,
-    decode,
     first_version,
     is_tombstone,
     mod_revision,
     parse_key_value,
     tombstone,
     varint,
-    without_value,
 )
 from kvserver.mvcc.revision_log import CHUNK_ENTRIES, Entry, RevisionLog
-from kvserver.proto.rpc_pb2 import RangeRequest
-
-SLICE_KEYS = 2000
-"""Keys that one slice of long work reads: 1 to 4 ms."""
 
 
 class Leases(Protocol):
@@ -82,63 +77,7 @@ class NoLeases:
         """Do nothing."""
 
 
-class RangeOptions(NamedTuple):
-    """What a range asks beside its keys; the fields of RangeRequest."""
-
-    limit: int = 0
-    revision: int = 0
-    sort_order: int = RangeRequest.NONE
-    sort_target: int = RangeRequest.KEY
-    keys_only: bool = False
-    count_only: bool = False
-    min_mod_revision: int = 0
-    max_mod_revision: int = 0
-    min_create_revision: int = 0
-    max_create_revision: int = 0
-
-    @property
-    def filtered(self) -> bool:
-        """Whether a revision filter is set."""
-        return bool(
-            self.min_mod_revision or self.max_mod_revision or self.min_create_revision or self.max_create_revision
-        )
-
-    @property
-    def sorted(self) -> bool:
-        """Whether the answer has to be sorted; by key ascending it is already."""
-        return self.sort_order != RangeRequest.NONE or self.sort_target != RangeRequest.KEY
-
-    def check(self) -> None:
-        """Check the options.
-
-        Raises:
-            InvalidSortOptionError: sort order or target is not of the protocol.
-        """
-        if not (0 <= self.sort_order <= RangeRequest.DESCEND and 0 <= self.sort_target <= RangeRequest.VALUE):
-            raise errors.InvalidSortOptionError
-
-
-@dataclass(slots=True)
-class RangeResult:
-    """What a range found: records in answer order, how many keys the range holds, whether the limit cut it."""
-
-    kvs: list[bytes]
-    count: int
-    more: bool
-
-
 _ALL = RangeOptions()
-_Result = TypeVar("_Result")
-
-
-def run(slices: Generator[None, None, _Result]) -> _Result:
-    """Run sliced work to its end at once."""
-    while True:
-        try:
-            next(slices)
-        except StopIteration as stop:
-            result: _Result = stop.value
-            return result
 
 
 class Store:
@@ -238,23 +177,22 @@ class Store:
             found = [] if record is None else [record]
             return self._shaped(found, len(found), options)
         end = None if range_end == b"\0" else range_end
+        # How many keys have to be fetched, 0 if all: the limit comes last, behind filters and sorting.
         limit = 0 if options.sorted or options.filtered else max(0, options.limit)
         if revision == current:
             count = self._order.count(key, end)
             if options.count_only:
                 return RangeResult([], count, False)
-            if not limit:
-                limit = count
-            if limit <= SLICE_KEYS:
+            if (limit or count) <= SLICE_KEYS:
                 live = self._live
                 keys = self._order.range(key, end, limit)
                 return self._shaped([live[k] for k in keys], count, options)
         else:
             count = -1
+        shape = Shape(options)
         pin = self.pin(revision)
         log = self._log
         try:
-            found = []
             cursor: bytes | None = key
             total = 0
             while cursor is not None:
@@ -268,16 +206,15 @@ class Store:
                 else:
                     records, cursor = self._slice_at(cursor, end, revision)
                 total += len(records)
-                if not options.count_only and (not limit or len(found) < limit):
-                    found += records
-                    if count >= 0 and len(found) >= limit:
-                        break
+                if not shape.full:
+                    shape.take(records)
+                elif count >= 0:
+                    break
                 yield
-            if limit:
-                del found[limit:]
         finally:
             self.unpin(pin)
-        return self._shaped(found, total if count < 0 else count, options)
+        result = yield from shape.result(total if count < 0 else count)
+        return result
 
     def _slice_at(self, cursor: bytes, end: bytes | None, revision: int) -> tuple[list[bytes], bytes | None]:
         """Read about SLICE_KEYS keys from ``cursor`` as of ``revision``; answers records and the next cursor."""
@@ -296,21 +233,9 @@ class Store:
         """Filter, sort and limit what was fetched."""
         if options is _ALL:
             return RangeResult(records, count, False)
-        if options.count_only:
-            return RangeResult([], count, False)
-        if options.filtered:
-            records = _filtered(records, options)
-        if options.sorted:
-            records = _sorted(records, options)
-        limit = options.limit
-        # What was fetched may have been limited before; then only the count tells that there is more.
-        available = len(records) if options.filtered else count
-        more = 0 < limit < available
-        if more:
-            records = records[:limit]
-        if options.keys_only:
-            records = [without_value(record) for record in records]
-        return RangeResult(records, count, more)
+        shape = Shape(options)
+        shape.take(records)
+        return run(shape.result(count))
 
     # -- pins -------------------------------------------------------------------------------------------------------
 
@@ -427,34 +352,44 @@ class Store:
     def delete_range(self, key: bytes, range_end: bytes = b"") -> list[bytes]:
         """Delete [key, range_end); answers the records deleted, in key order."""
         if not range_end:
-            return self.delete_keys((key,) if key in self._live else ())
+            return self.delete_keys((key,))
         end = None if range_end == b"\0" else range_end
-        return self.delete_keys(self._order.range(key, end))
+        keys = self._order.range(key, end)
+        if not keys:
+            return []
+        self._order.remove_range(key, end)
+        self._deleted.add_range(keys)
+        return self._delete(keys)
 
     def delete_keys(self, keys: Iterable[bytes]) -> list[bytes]:
         """Delete the given keys in the given order as one txn; keys that do not exist are passed over."""
+        present = [key for key in dict.fromkeys(keys) if key in self._live]
+        for key in present:
+            self._order.remove(key)
+            self._deleted.add(key)
+        return self._delete(present) if present else []
+
+    def _delete(self, keys: list[bytes]) -> list[bytes]:
+        """Delete live keys that are out of the order already."""
         revision = self.revision + 1
+        number = varint(revision)
         live = self._live
         histories = self._history
         changes: list[bytes] = []
         deleted: list[bytes] = []
         for key in keys:
-            previous = live.pop(key, None)
-            if previous is None:
-                continue
-            record = tombstone(key, revision)
+            previous = live.pop(key)
+            record = tombstone(key, number)
             message = parse_key_value(body_of(previous))
             histories[key] = extended(histories.get(key), message.mod_revision, revision)
             if message.lease:
                 self.leases.detach(message.lease, key)
-            self._order.remove(key)
-            self._deleted.add(key)
-            self.size_bytes += len(record)
             changes.append(record)
             deleted.append(previous)
+        self.size_bytes += sum(map(len, changes))
         if self._open is not None:
             self._open += changes
-        elif changes:
+        else:
             self._append(changes[0] if len(changes) == 1 else tuple(changes))
         return deleted
 
@@ -562,37 +497,3 @@ class Store:
     def log(self) -> RevisionLog:
         """The records by revision; read only."""
         return self._log
-
-
-def _filtered(records: list[bytes], options: RangeOptions) -> list[bytes]:
-    low_mod, high_mod = options.min_mod_revision, options.max_mod_revision
-    low_create, high_create = options.min_create_revision, options.max_create_revision
-    kept = []
-    for record in records:
-        message = parse_key_value(body_of(record))
-        if low_mod and message.mod_revision < low_mod:
-            continue
-        if high_mod and message.mod_revision > high_mod:
-            continue
-        if low_create and message.create_revision < low_create:
-            continue
-        if high_create and message.create_revision > high_create:
-            continue
-        kept.append(record)
-    return kept
-
-
-_SORT_KEYS: dict[int, Callable[[bytes], int | bytes]] = {
-    RangeRequest.VERSION: lambda record: decode(record).version,
-    RangeRequest.CREATE: lambda record: decode(record).create_revision,
-    RangeRequest.MOD: lambda record: decode(record).mod_revision,
-    RangeRequest.VALUE: lambda record: decode(record).value,
-}
-
-
-def _sorted(records: list[bytes], options: RangeOptions) -> list[bytes]:
-    """Sort records that are in key order; ties stay in key order."""
-    descending = options.sort_order == RangeRequest.DESCEND
-    if options.sort_target == RangeRequest.KEY:
-        return records[::-1] if descending else records
-    return sorted(records, key=_SORT_KEYS[options.sort_target], reverse=descending)

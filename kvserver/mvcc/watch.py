@@ -36,6 +36,10 @@ from itertools import islice
 from typing import Protocol
 
 from kvserver import errors
+from kvserver.limits import WATCH_FLUSH_DELIVERIES_MAX as FLUSH_DELIVERIES_MAX
+from kvserver.limits import WATCH_FLUSH_MATCHES_MAX as FLUSH_MATCHES_MAX
+from kvserver.limits import WATCH_SYNC_MATCHES as SYNC_MATCHES
+from kvserver.limits import WATCH_SYNC_WATCHERS as SYNC_WATCHERS
 from kvserver.mvcc.records import decode, event, event_with_previous, is_tombstone, key_of
 from kvserver.mvcc.store import Store
 from kvserver.mvcc.watchers import Group, WatcherIndex
@@ -43,18 +47,6 @@ from kvserver.proto.rpc_pb2 import WatchCreateRequest
 
 INVALID_WATCH_ID = -1
 """The id that stands for no watcher: a refused creation, or progress of a whole stream."""
-
-FLUSH_DELIVERIES_MAX = 8192
-"""Deliveries of one flush; the next goes on with the rest, so that a wide fan-out does not hold the loop."""
-
-FLUSH_MATCHES_MAX = 4000
-"""Changes, and pairs of a change and a group that watches it, of one flush; the next announces later revisions."""
-
-SYNC_MATCHES = 4000
-"""Records read and pairs of a record and a group that watches it, of one slice of catching up."""
-
-SYNC_WATCHERS = 1024
-"""Unsynced watchers that catch up together in one slice."""
 
 _PREVIOUS, _NO_PUT, _NO_DELETE = 1, 2, 4
 

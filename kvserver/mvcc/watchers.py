@@ -12,6 +12,8 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from typing import TYPE_CHECKING
 
+from kvserver.limits import WATCH_REMEMBERED_KEYS as REMEMBERED_KEYS
+
 if TYPE_CHECKING:
     from kvserver.mvcc.watch import Watcher
 
@@ -42,9 +44,6 @@ class Group:
 
 BLOCK_RANGES = 128
 """Ranges of a block after a split."""
-
-_REMEMBERED_KEYS = 4096
-"""Keys whose ranges are remembered: a hot key is looked up once."""
 
 
 class _Block:
@@ -146,7 +145,7 @@ class RangeIndex:
         for block in [block for block in self._blocks[:last] if block.largest_end > key]:
             place = bisect_left(block.starts, bound)
             found += [group for (_, end), group in zip(block.starts[:place], block.groups, strict=False) if end > key]
-        if len(self._memory) >= _REMEMBERED_KEYS:
+        if len(self._memory) >= REMEMBERED_KEYS:
             self._memory.clear()
         self._memory[key] = found
         return found

@@ -18,8 +18,8 @@ from google.protobuf.message import Message
 from kvserver.errors import KvError
 from kvserver.lease import Lessor
 from kvserver.mvcc import Store
+from kvserver.mvcc.ranges import run
 from kvserver.mvcc.requests import apply_delete_range, apply_put, apply_range, check_put, check_range
-from kvserver.mvcc.store import run
 from kvserver.mvcc.txn import check_txn, execute
 from kvserver.proto.rpc_pb2 import (
     CompactionRequest,

@@ -6,8 +6,8 @@ import pytest
 
 from kvserver import errors
 from kvserver.mvcc import RangeOptions, Store, compaction
+from kvserver.mvcc.ranges import run
 from kvserver.mvcc.records import decode
-from kvserver.mvcc.store import run
 
 
 def revisions(store: Store) -> list[int]:

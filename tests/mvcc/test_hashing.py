@@ -6,7 +6,7 @@ import pytest
 
 from kvserver import errors
 from kvserver.mvcc import Store, hashing
-from kvserver.mvcc.store import run
+from kvserver.mvcc.ranges import run
 
 
 def known() -> Store:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from kvserver.mvcc import ordered
 from kvserver.mvcc.ordered import OrderedKeys
-from kvserver.mvcc.store import run
+from kvserver.mvcc.ranges import run
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -70,6 +70,25 @@ def test_ranges(names: set[bytes], start: bytes, end: bytes | None, limit: int) 
     assert keys.count(start, end) == len(inside)
     keys.remove_range(start, end)
     check(keys, names - set(inside))
+
+
+@given(st.sets(few, max_size=60), st.sets(few, max_size=30))
+def test_adding_ranges(names: set[bytes], more: set[bytes]) -> None:
+    keys = run(OrderedKeys.build(sorted(names), 7))
+    keys.add_range(sorted(more - names))
+    check(keys, names | more)
+
+
+@pytest.mark.parametrize("hole", [(0, 100), (100, 130), (150, 200), (3, 4)])
+def test_a_range_moves_as_a_whole(hole: tuple[int, int]) -> None:
+    names = [b"%03d" % number for number in range(200)]
+    inside = names[slice(*hole)]
+    keys = run(OrderedKeys.build(names, 50))
+    keys.remove_range(inside[0], inside[-1] + b"\0")
+    check(keys, set(names) - set(inside))
+    keys.add_range(inside)
+    check(keys, set(names))
+    assert max(map(len, keys._buckets)) <= 2 * ordered.LOAD
 
 
 def test_building_is_sliced() -> None:

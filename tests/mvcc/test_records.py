@@ -34,7 +34,7 @@ def test_a_record_is_a_field_of_a_range_response(key: bytes, value: bytes, lease
 
 @given(texts.filter(bool), revisions)
 def test_a_tombstone_holds_key_and_mod_revision(key: bytes, revision: int) -> None:
-    record = records.tombstone(key, revision)
+    record = records.tombstone(key, records.varint(revision))
     assert records.is_tombstone(record)
     assert records.decode(record) == KeyValue(key=key, mod_revision=revision)
     assert records.key_of(record) == key
@@ -60,7 +60,7 @@ def test_without_value_keeps_the_rest(size: int) -> None:
 def test_events_are_fields_of_a_watch_response(size: int) -> None:
     old = records.frame_record(records.first_version(b"k", b"o" * size, 0, 5))
     new = records.frame_record(records.first_version(b"k", b"n" * size, 0, 9))
-    gone = records.tombstone(b"k", 12)
+    gone = records.tombstone(b"k", b"\x0c")
     framed = [
         records.event(new),
         records.event(gone),

@@ -8,6 +8,7 @@ from kvserver import errors
 from kvserver.lease import Lessor
 from kvserver.mvcc import Store
 from kvserver.mvcc import store as store_module
+from kvserver.mvcc.ranges import run
 from kvserver.mvcc.requests import (
     apply_delete_range,
     apply_put,
@@ -17,7 +18,6 @@ from kvserver.mvcc.requests import (
     check_put,
     check_range,
 )
-from kvserver.mvcc.store import run
 from kvserver.proto.kv_pb2 import KeyValue
 from kvserver.proto.rpc_pb2 import (
     DeleteRangeRequest,

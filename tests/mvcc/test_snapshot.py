@@ -6,8 +6,8 @@ import pytest
 
 from kvserver.lease import Lessor
 from kvserver.mvcc import RangeOptions, Store, snapshot
+from kvserver.mvcc.ranges import run
 from kvserver.mvcc.snapshot import SnapshotFormatError
-from kvserver.mvcc.store import run
 
 
 @pytest.fixture(autouse=True)

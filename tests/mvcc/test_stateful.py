@@ -26,6 +26,7 @@ from kvserver.mvcc import (
 )
 from kvserver.mvcc import store as store_module
 from kvserver.mvcc import watch as watch_module
+from kvserver.mvcc.ranges import run
 from kvserver.mvcc.records import decode
 from kvserver.proto.kv_pb2 import Event, KeyValue
 from tests.mvcc.sinks import Sink
@@ -167,7 +168,7 @@ class StoreMachine(RuleBasedStateMachine):
     @rule()
     def end_pinned_read(self) -> None:
         reader, expected = self.pinned.pop(0)
-        assert [decode(record) for record in store_module.run(reader).kvs] == expected
+        assert [decode(record) for record in run(reader).kvs] == expected
 
     # -- compaction ---------------------------------------------------------------------------------------------------
 

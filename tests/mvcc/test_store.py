@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from kvserver import errors
-from kvserver.mvcc import RangeOptions, Store
+from kvserver.mvcc import RangeOptions, Store, ranges
 from kvserver.mvcc import store as store_module
+from kvserver.mvcc.ranges import run
 from kvserver.mvcc.records import decode
-from kvserver.mvcc.store import run
 from kvserver.proto.kv_pb2 import KeyValue
 from kvserver.proto.rpc_pb2 import RangeRequest
 
@@ -127,7 +127,10 @@ def test_count_only_and_keys_only() -> None:
         (RangeRequest.VALUE, RangeRequest.ASCEND, b"edcab"),
     ],
 )
-def test_sorting(target: int, order: int, found: bytes) -> None:
+@pytest.mark.parametrize("slice_keys", [1, 2, 100])
+def test_sorting(target: int, order: int, found: bytes, slice_keys: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store_module, "SLICE_KEYS", slice_keys)
+    monkeypatch.setattr(ranges, "SLICE_RECORDS", slice_keys)
     store = letters()
     options = RangeOptions(sort_target=target, sort_order=order)
     assert b"".join(keys(store.range(b"\0", b"\0", options).kvs)) == found
@@ -135,6 +138,9 @@ def test_sorting(target: int, order: int, found: bytes) -> None:
     assert b"".join(keys(limited.kvs)) == found[:2]
     assert limited.count == 5
     assert limited.more
+    named = store.range(b"\0", b"\0", options._replace(keys_only=True))
+    assert b"".join(keys(named.kvs)) == found
+    assert not any(decode(record).value for record in named.kvs)
 
 
 @pytest.mark.parametrize("option", [{"sort_order": 3}, {"sort_order": -1}, {"sort_target": 5}])

@@ -7,7 +7,7 @@ import pytest
 from kvserver import errors
 from kvserver.lease import Lessor
 from kvserver.mvcc import Store
-from kvserver.mvcc.store import run
+from kvserver.mvcc.ranges import run
 from kvserver.mvcc.txn import check_txn, execute, is_read_only
 from kvserver.proto.rpc_pb2 import (
     Compare,

@@ -6,7 +6,7 @@ import pytest
 
 from kvserver.mvcc import Store, WatchableStore, WatchStream
 from kvserver.mvcc import watch as watch_module
-from kvserver.mvcc.store import run
+from kvserver.mvcc.ranges import run
 from kvserver.mvcc.watch import DuplicateWatchIdError, EmptyWatchRangeError, NegativeStartRevisionError
 from kvserver.proto.kv_pb2 import Event
 from kvserver.proto.rpc_pb2 import WatchCreateRequest

@@ -15,7 +15,7 @@ from kvserver.mvcc.watchers import WatcherIndex, is_prefix
 def _small_blocks() -> object:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(watchers, "BLOCK_RANGES", 4)
-        patch.setattr(watchers, "_REMEMBERED_KEYS", 8)
+        patch.setattr(watchers, "REMEMBERED_KEYS", 8)
         yield
 
 
