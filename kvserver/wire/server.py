@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -235,6 +236,10 @@ class _Protocol(ServerConnection, asyncio.Protocol):
         self._transport = transport
         transport.set_write_buffer_limits(high=WIRE_SOCKET_HIGH_WATER_BYTES)
         self.peer = _peer_name(transport.get_extra_info("peername"))
+        sock = transport.get_extra_info("socket")
+        if sock is not None and sock.family in (socket.AF_INET, socket.AF_INET6):
+            # asyncio leaves it off for accepted sockets that are handed over
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._server._opened(self)
         if self._server._stopping:
             self.drain()

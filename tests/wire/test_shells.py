@@ -152,6 +152,22 @@ async def test_answers_given_later_leave_in_one_write_a_connection() -> None:
 
 
 @both_loops
+async def test_sockets_that_are_handed_over_do_not_wait_for_full_packets() -> None:
+    loop = asyncio.get_running_loop()
+    server = GrpcServer({})
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.setblocking(False)
+        connecting = asyncio.ensure_future(GrpcConnection.connect("127.0.0.1", listener.getsockname()[1]))
+        sock, _ = await loop.sock_accept(listener)
+        transport, _ = await loop.connect_accepted_socket(server.protocol, sock)
+        client = await connecting
+        own = transport.get_extra_info("socket")
+        assert own.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+        await client.close()
+        await server.shutdown(1)
+
+
+@both_loops
 async def test_large_messages() -> None:
     limits = WireLimits(message_bytes_max=1 << 26)
     async with serving(limits) as service, connected(service) as client:
