@@ -935,11 +935,14 @@ class Raft:
     def apply_conf_change(self, change: ConfChange) -> ConfState:
         """Put a committed membership change into effect; called when its entry is applied.
 
-        A change that is not possible from the present configuration has no effect, on any member alike.
+        A change that is not possible from the present configuration has no effect, on any member alike. Neither has one
+        that was handed out before a newer snapshot came in: the snapshot's configuration is in force already.
 
         Returns:
             The configuration in force now.
         """
+        if self.log.applied < self.log.offset:
+            return self.conf_state
         try:
             following = apply_change(self.conf_state, change)
         except ConfChangeError as error:

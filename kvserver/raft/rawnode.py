@@ -75,7 +75,9 @@ class RawNode(Raft):
         """Found a new cluster: begin the log with one committed membership change for each founding member.
 
         Every founding member does this with the same ``peers`` in the same order, once, on an empty log. The changes
-        are in force at once, and come out as committed entries as well.
+        are in force at once, and come out as committed entries as well. They are all in the first ready: if a crash
+        leaves only some of them on disk, nothing was promised yet, and the member has to be founded again on an empty
+        log. (A member that went on with some would take those for the whole cluster.)
 
         Args:
             peers: id and context (see ``ConfChange.context``) of each founding member.

@@ -19,7 +19,7 @@ from tests.raft.simulation import InvariantBrokenError, Simulation
 
 STEPS = 3000
 FIRST, COUNT = (int(part) for part in os.environ.get("RAFT_SEEDS", "0:112").split(":"))
-GROUPS = 8
+GROUPS = 4
 
 SEEDS_PER_MUTANT = 130
 NOT_BY_STORM = {
@@ -48,7 +48,7 @@ def test_invariants_hold_in_storms_and_the_cluster_recovers_after_them(group: in
         ("persisted", 50),
         ("propose", 10),
         ("read state", 5),
-        ("conf", 0.5),
+        ("conf", 0.1),
         ("compact", 0.5),
         ("crash", 1),
         ("partition", 1),
