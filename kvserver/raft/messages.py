@@ -150,9 +150,12 @@ class MessageType(IntEnum):
     TIMEOUT_NOW = 14
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Message:
-    """What one member says to another; :class:`MessageType` tells which fields count."""
+    """What one member says to another; :class:`MessageType` tells which fields count.
+
+    Not frozen, because that more than doubles what it costs to make one, and a write on three members takes eight.
+    """
 
     type: MessageType
     to_id: int
