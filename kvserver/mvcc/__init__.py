@@ -5,6 +5,7 @@ bytes, ``WatchableStore`` announces changes. Knows neither Raft nor storage nor 
 """
 
 from kvserver.mvcc.ranges import RangeOptions, RangeResult
+from kvserver.mvcc.snapshot import SnapshotFormatError
 from kvserver.mvcc.store import Leases, Store
 from kvserver.mvcc.watch import WatchableStore, WatchError, WatchSink, WatchStream
 
@@ -12,6 +13,7 @@ __all__ = [
     "Leases",
     "RangeOptions",
     "RangeResult",
+    "SnapshotFormatError",
     "Store",
     "WatchError",
     "WatchSink",

@@ -355,7 +355,7 @@ def step(jobs: list[Generator[None, None, None]], steps: int) -> None:
 
 
 StoreMachine.TestCase.settings = settings(
-    max_examples=120,
+    max_examples=300,
     stateful_step_count=40,
     deadline=None,
     derandomize=True,
