@@ -288,7 +288,7 @@ class WatchableStore:
         """Whether :meth:`sync_unsynced` has something to do."""
         return (
             bool(self._unsynced)
-            or self.announced < self.store.revision
+            or not self.settled
             or self._cancelled_below != self.store.compact_revision
         )
 
