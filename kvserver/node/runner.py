@@ -138,6 +138,16 @@ class Runner:
         self._turn_scheduled = False
         if self._failed:
             return
+        try:
+            self._run_turn()
+        except StorageFailedError as error:
+            self._fail("the disk failed", error)
+        except Exception as error:
+            # Entries may have been handed out and not applied: going on would make this member differ from the log.
+            log.exception("a turn of the engine failed")
+            self._fail("applying the log failed", error)
+
+    def _run_turn(self) -> None:
         engine = self.engine
         # What is applied in this turn was asked for before it: a lease never gets less than its full time.
         engine.machine.now = self._clock.monotonic()
@@ -158,11 +168,7 @@ class Runner:
                 if batch is None:
                     self._written(None)
                 elif engine.pending_count <= 1 and self._write_seconds < limits.INLINE_WRITE_SECONDS_MAX:
-                    try:
-                        self._written(self._wal.write(batch))
-                    except StorageFailedError as error:
-                        self._fail(error)
-                        return
+                    self._written(self._wal.write(batch))
                 else:
                     self._disk.submit(batch, self._written_by_thread)
             if output.snapshot is not None:
@@ -170,7 +176,10 @@ class Runner:
             crash.reach("after_save_before_apply")
             answers = engine.apply()
             for done, result in answers:
-                done(result)
+                try:
+                    done(result)
+                except Exception:
+                    log.exception("an answer could not be given")
             if answers:
                 crash.reach("after_answers")
         self.flush()
@@ -201,11 +210,9 @@ class Runner:
 
     def _written_by_thread(self, outcome: Position | StorageFailedError) -> None:
         if isinstance(outcome, StorageFailedError):
-            self._fail(outcome)
+            self._fail("the disk failed", outcome)
             return
         self._written(outcome)
-        if not self._turn_scheduled:
-            self._turn_scheduled = True
         self._turn()
 
     def _written(self, position: Position | None) -> None:
@@ -252,13 +259,14 @@ class Runner:
         except StorageFailedError as error:
             log.warning("old log segments stay: %s", error)
 
-    def _fail(self, error: StorageFailedError) -> None:
+    def _fail(self, what: str, error: Exception) -> None:
+        """Stop for good: nothing is acknowledged any more, and the process has to end."""
         self._failed = True
-        log.critical("the disk failed, the member stops: %s", error)
+        log.critical("%s, the member stops: %s", what, error)
         self.engine.stop()
         if self._idle is not None and not self._idle.done():
             self._idle.set_result(None)
-        self._on_failure(StartupError(str(error)))
+        self._on_failure(StartupError(f"{what}: {error}"))
 
     # -- snapshots ------------------------------------------------------------------------------------------------
 
