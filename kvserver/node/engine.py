@@ -106,6 +106,7 @@ class Engine:
         self.member_id = member_id
         self.client_urls: tuple[str, ...] = ()
         self._wake = wake
+        machine.watchable.wake = self.wake
         self._awake = False
         self._pending: dict[int, tuple[object, Done | None, int]] = {}
         self._reads: deque[tuple[Callable[[KvError | None], None], int]] = deque()

@@ -21,7 +21,7 @@ import orjson
 from kvserver import errors
 from kvserver.errors import DataDirError, KvError
 from kvserver.lease import Lessor
-from kvserver.mvcc import Store, WatchableStore
+from kvserver.mvcc import SnapshotFormatError, Store, WatchableStore
 from kvserver.mvcc.requests import apply_delete_range, apply_put, apply_range, apply_range_slices
 from kvserver.mvcc.txn import execute, is_read_only
 from kvserver.node import kinds
@@ -329,9 +329,15 @@ class StateMachine:
             self.applied_term = header["term"]
         except (ValueError, KeyError, TypeError, StopIteration) as error:
             raise DataDirError(f"{name}: the snapshot's header is not of this format: {error!r}") from error
-        self.store = Store.restore(chunks, self.lessor)
+        try:
+            self.store = Store.restore(chunks, self.lessor)
+        except SnapshotFormatError as error:
+            raise DataDirError(f"{name}: the snapshot's state is not of this format: {error}") from error
         self.watchable = WatchableStore(self.store, self._progress_interval_ticks)
         self.lessor.restore(leases, self.store.leased_keys())
+        unfinished = self.store.resume_compaction()
+        if unfinished is not None:
+            self.jobs.append(unfinished)
 
 
 def _has_put(request: TxnRequest) -> bool:
