@@ -27,7 +27,7 @@ def call(invocation: Invocation, method: str, request: Message, response_type: t
 
 
 def enable(invocation: Invocation) -> None:
-    """Turn authentication on; root gets its role first if it has none."""
+    """Turn authentication on; the root role is made and given to root first if need be."""
     if invocation.words:
         raise bad_args("auth enable command does not accept any arguments")
     try:
@@ -35,6 +35,7 @@ def enable(invocation: Invocation) -> None:
     except CommandError as error:
         if error.text != "etcdserver: root user does not have root role":
             raise
+        call(invocation, "RoleAdd", rpc_pb2.AuthRoleAddRequest(name="root"), rpc_pb2.AuthRoleAddResponse)
         request = rpc_pb2.AuthUserGrantRoleRequest(user="root", role="root")
         call(invocation, "UserGrantRole", request, rpc_pb2.AuthUserGrantRoleResponse)
         call(invocation, "AuthEnable", rpc_pb2.AuthEnableRequest(), rpc_pb2.AuthEnableResponse)

@@ -6,8 +6,9 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import BinaryIO
 
 from recipes.ctl.commands import Command, UnknownCommandError
@@ -52,6 +53,10 @@ def main(
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_BY_SIGPIPE
     except KeyboardInterrupt:
+        if argv is None:
+            # Die of the signal, so that a shell script that started us ends too.
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+            os.kill(os.getpid(), signal.SIGINT)
         return EXIT_BY_SIGINT
 
 
@@ -86,11 +91,12 @@ def _run(arguments: list[str], streams: tuple[BinaryIO, BinaryIO, BinaryIO], env
     return EXIT_SUCCESS
 
 
-def _load(name: str):  # type: ignore[no-untyped-def]
+def _load(name: str) -> Callable[[Invocation], None]:
     from importlib import import_module
 
     module, _, function = name.partition(":")
-    return getattr(import_module(module), function)
+    run: Callable[[Invocation], None] = getattr(import_module(module), function)
+    return run
 
 
 def _show_usage(stdout: BinaryIO, command: Command) -> None:

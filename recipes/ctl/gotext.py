@@ -121,7 +121,7 @@ def parse_int(text: str, base: int = 10, *, unsigned: bool = False) -> int:
     function = "ParseUint" if unsigned else "ParseInt"
     failed = f"strconv.{function}: parsing {quote(text)}: "
     digits = text[1:] if text[:1] in ("+", "-") and not unsigned else text
-    if not digits.isascii() or not digits[:1].isalnum() or (base and "_" in digits):
+    if not digits.isascii() or not digits.replace("_", "").isalnum() or (base and "_" in digits):
         raise ValueError(failed + "invalid syntax")
     literal, number_base = digits, base
     if base == 0 and len(digits) > 1 and digits[0] == "0" and digits[1].lower() not in "xbo":

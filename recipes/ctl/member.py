@@ -51,10 +51,9 @@ def add(invocation: Invocation) -> None:
     printer.member_add(response)
     if printer.name != "simple":
         return
-    members = _settled_members(invocation, response)
     cluster = [
         f"{invocation.words[0] if member.ID == response.member.ID else member.name}={url}"
-        for member in members.members
+        for member in response.members
         for url in member.peerURLs
     ]
     invocation.line("")
@@ -62,16 +61,6 @@ def add(invocation: Invocation) -> None:
     invocation.line(f'ETCD_INITIAL_CLUSTER="{",".join(cluster)}"')
     invocation.line(f'ETCD_INITIAL_ADVERTISE_PEER_URLS="{urls}"')
     invocation.line('ETCD_INITIAL_CLUSTER_STATE="existing"')
-
-
-def _settled_members(invocation: Invocation, added: rpc_pb2.MemberAddResponse) -> rpc_pb2.MemberListResponse:
-    """Answer the members once the member asked knows the new one too."""
-    while True:
-        members = _members(invocation)
-        if members.header.member_id == added.header.member_id or any(
-            member.ID == added.member.ID for member in members.members
-        ):
-            return members
 
 
 def remove(invocation: Invocation) -> None:

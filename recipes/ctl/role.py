@@ -47,7 +47,7 @@ def grant_permission(invocation: Invocation) -> None:
     role, kind = invocation.words[:2]
     names = auth_pb2.Permission.Type.keys()
     if kind.upper() not in names:
-        raise bad_args("invalid permission type")
+        raise bad_args(f"invalid permission type: {kind}")
     key, end = permission_range(invocation.args[2:], invocation.flags)
     permission = auth_pb2.Permission(permType=auth_pb2.Permission.Type.Value(kind.upper()), key=key, range_end=end)
     request = rpc_pb2.AuthRoleGrantPermissionRequest(name=role, perm=permission)

@@ -82,13 +82,12 @@ class CallError(Exception):
 
     def __str__(self) -> str:
         """Answer what etcdctl prints: the server's text alone when it is one of etcd's errors."""
-        if self.message.startswith(("etcdserver: ", "auth: ")) or self.message in (
-            DEADLINE_TEXT,
-            CANCELLED_TEXT,
-        ):
+        if self.message.startswith(("etcdserver: ", "auth: ")):
             return self.message
         if self.code == Code.DEADLINE_EXCEEDED:
             return DEADLINE_TEXT
+        if self.code == Code.CANCELLED and self.message == CANCELLED_TEXT:
+            return CANCELLED_TEXT
         return f"rpc error: code = {_code_name(self.code)} desc = {self.message}"
 
 
@@ -430,11 +429,14 @@ class Client:
                     duty.do()
                 finally:
                     self.background = duty
+            if until():
+                return True
+            # Only now: asking may have connected, or given it something to send.
             connection = self._connection
             if connection is not None:
                 connection.flush()
-            if until():
-                return True
+                if connection.machine.closing and until():
+                    return True
             now = time.monotonic()
             if deadline is not None and now >= deadline:
                 return False

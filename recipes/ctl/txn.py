@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from io import BytesIO
+
 from kvserver.proto import rpc_pb2
 from recipes.ctl.commands import Command, UnknownCommandError
 from recipes.ctl.delete import delete_request
@@ -49,7 +51,7 @@ def run(invocation: Invocation) -> None:
     ):
         _prompt(invocation, title)
         for line in _lines(invocation):
-            operations.append(parse_operation(line, invocation))
+            operations.append(parse_operation(line))
     try:
         response = client.call("KV/Txn", request, rpc_pb2.TxnResponse, invocation.timeout)
     except CallError as error:
@@ -120,8 +122,10 @@ def parse_compare(line: bytes) -> rpc_pb2.Compare:
     return compare
 
 
-def parse_operation(line: bytes, invocation: Invocation) -> rpc_pb2.RequestOp:
+def parse_operation(line: bytes) -> rpc_pb2.RequestOp:
     """Make the operation that a line says: a ``get``, ``put`` or ``del`` with the flags of these commands.
+
+    A ``put`` needs its value in the line: standard input holds the txn itself.
 
     Raises:
         CommandError: it says none.
@@ -138,7 +142,7 @@ def parse_operation(line: bytes, invocation: Invocation) -> rpc_pb2.RequestOp:
     except (UnknownCommandError, FlagError):
         raise CommandError(EXIT_INVALID_INPUT, f"invalid txn request: {text}") from None
     if command.name == "put":
-        return rpc_pb2.RequestOp(request_put=put_request(args, flags, invocation.stdin))
+        return rpc_pb2.RequestOp(request_put=put_request(args, flags, BytesIO()))
     if command.name == "get":
         return rpc_pb2.RequestOp(request_range=range_request(args, flags))
     if command.name == "del":

@@ -72,11 +72,9 @@ class JsonPrinter(Printer):
         self.write("{" + ",".join([*_members(header), *members]) + "}")
 
     def watch(self, response: rpc_pb2.WatchResponse) -> None:
-        events = "[" + ",".join(map(message_json, response.events)) + "]" if response.events else "null"
-        if not response.events and not response.canceled:
-            events = "[]"
+        events = ",".join(map(message_json, response.events))
         self.write(
-            f'{{"Header":{message_json(response.header)},"Events":{events},'
+            f'{{"Header":{message_json(response.header)},"Events":[{events}],'
             f'"CompactRevision":{response.compact_revision},"Canceled":{truth(response.canceled)},'
             f'"Created":{truth(response.created)}}}'
         )

@@ -23,8 +23,7 @@ class TablePrinter(Printer):
         self.write(rule)
         for line in lines:
             self.write("|" + "|".join(f" {cell:>{w}} " for cell, w in zip(line, widths, strict=True)) + "|")
-        if lines:
-            self.write(rule)
+        self.write(rule)
 
     def member_list(self, response: rpc_pb2.MemberListResponse) -> None:
         self._table(rows.MEMBER_HEADER, rows.member_rows(response))
