@@ -238,7 +238,7 @@ MVCC_HASH_SLICE_RECORDS = 4000
 MVCC_SNAPSHOT_BLOCK_BYTES = 256 * 1024
 """Record bytes of one chunk of a snapshot, and so of one step of taking it: 1 to 2 ms."""
 
-WATCH_FLUSH_DELIVERIES_MAX = 8192
+WATCH_FLUSH_DELIVERIES_MAX = 2048
 """Deliveries of one flush of events; the next goes on with the rest, so that a wide fan-out does not hold the loop."""
 
 WATCH_FLUSH_MATCHES_MAX = 4000
@@ -255,3 +255,6 @@ WATCH_REMEMBERED_KEYS = 4096
 
 LEASE_TTL_MAX_SECONDS = 9_000_000_000
 """Longest lease, as the protocol has it."""
+
+RAFT_LOG_SLACK_ENTRIES = 256
+"""Applied entries that may stay in memory beyond those wanted, so that they are dropped in batches."""

@@ -420,8 +420,11 @@ class Engine:
         if self._campaign_at is not None:
             self._maybe_campaign()
         self.reads_are_local = self.raft.reads_are_local() and not self._stopped
-        if applied - self.raft.first_index() > 2 * settings.snapshot_catchup_entries:
-            self.raft.compact(applied - settings.snapshot_catchup_entries)
+        # Entries stay in memory for members that lag; the only member of a cluster has nobody to keep them for.
+        alone = self.machine.conf_state.voters == (self.member_id,) and not self.machine.conf_state.learners
+        kept = 0 if alone else settings.snapshot_catchup_entries
+        if applied - self.raft.first_index() >= kept + limits.RAFT_LOG_SLACK_ENTRIES:
+            self.raft.compact(applied - kept)
         if (
             applied - self._snapshot_index >= settings.snapshot_count
             and not self._snapshot_running
