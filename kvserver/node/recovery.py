@@ -22,7 +22,7 @@ import orjson
 from kvserver.errors import DataDirError
 from kvserver.node import records
 from kvserver.raft import Entry, HardState
-from kvserver.storage import FileSystem, Lock, Position, Snapshotter, Wal
+from kvserver.storage import FileSystem, Lock, Position, SnapshotInfo, Snapshotter, Wal
 
 log = logging.getLogger(__name__)
 
@@ -186,7 +186,13 @@ def _read_back(fs: FileSystem, lock: Lock, wal_path: str, snapshotter: Snapshott
 
 def _newest_snapshot(snapshotter: Snapshotter, markers: set[tuple[int, int]]) -> SnapshotRef | None:
     """Read the newest snapshot that counts: its marker is in the log, and every chunk verifies."""
-    newest = snapshotter.newest_valid(lambda info: (info.index, info.term) in markers)
+
+    def counts(info: SnapshotInfo) -> bool:
+        return (info.index, info.term) in markers
+
+    newest = snapshotter.newest_valid(counts)
+    # A snapshot without a marker never counted; left there, it would take the place of one that does.
+    snapshotter.prune(accept=counts)
     if newest is None:
         return None
     return SnapshotRef(newest.index, newest.term, snapshotter.open(newest))

@@ -239,21 +239,25 @@ class Runner:
             positions.append((first_index, position))
 
     def _release_log(self, snapshot_index: int) -> None:
-        """Drop log segments that only the snapshots before the previous one needed."""
+        """Drop what only the snapshots before the previous one needed, now that the newest counts."""
         needed = None
         for first_index, position in self._release_positions:
             if first_index <= snapshot_index + 1:
                 needed = position
-        if needed is None:
-            return
-        self._snapshot_positions.append(needed)
-        if len(self._snapshot_positions) > 1:
-            oldest = self._snapshot_positions.pop(0)
-            self._release_positions = [item for item in self._release_positions if item[1].segment >= oldest.segment]
-            self._snapshot_thread.submit(self._release_before, oldest)
+        oldest = None
+        if needed is not None:
+            self._snapshot_positions.append(needed)
+            if len(self._snapshot_positions) > 1:
+                oldest = self._snapshot_positions.pop(0)
+                segment = oldest.segment
+                self._release_positions = [item for item in self._release_positions if item[1].segment >= segment]
+        self._snapshot_thread.submit(self._release_before, oldest)
 
-    def _release_before(self, position: Position) -> None:
+    def _release_before(self, position: Position | None) -> None:
         """On the snapshot thread: unlinking large files takes tens of milliseconds."""
+        self._snapshotter.prune()
+        if position is None:
+            return
         try:
             self._wal.release_before(position)
         except StorageFailedError as error:
@@ -296,5 +300,4 @@ class Runner:
             info.size_bytes,
             self._clock.monotonic() - started,
         )
-        await run(thread, self._snapshotter.prune)
         self.engine.snapshot_saved(order, info.size_bytes)

@@ -304,11 +304,14 @@ class Snapshotter:
             raise StorageFailedError(f"{path}: cannot set the damaged snapshot aside: {error}") from error
         log.error("set aside a damaged snapshot as %s%s: %s", info.name, BROKEN_SUFFIX, reason)
 
-    def prune(self, keep: int = limits.SNAPSHOTS_KEPT) -> Sequence[SnapshotInfo]:
+    def prune(
+        self, keep: int = limits.SNAPSHOTS_KEPT, accept: Callable[[SnapshotInfo], bool] | None = None
+    ) -> Sequence[SnapshotInfo]:
         """Removes all but the newest snapshots. Errors of the disk are logged: an old file too many does no harm.
 
         Args:
             keep: how many stay, at least 1.
+            accept: whether the log knows of this snapshot; others go, whatever their age. None accepts all.
 
         Returns:
             What was removed.
@@ -317,7 +320,11 @@ class Snapshotter:
             raise ValueError(f"keep {keep} snapshots: at least 1")
         removed = []
         try:
-            for info in self.list()[keep:]:
+            infos = self.list()
+            kept = [info for info in infos if accept is None or accept(info)][:keep]
+            for info in infos:
+                if info in kept:
+                    continue
                 self._fs.unlink(join(self.directory, info.name))
                 removed.append(info)
             if removed:

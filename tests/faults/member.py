@@ -240,7 +240,6 @@ class Member:
             writer.abort()
             self.engine.snapshot_failed(KvError(str(error)))
             return True
-        self._snapshotter.prune()
         self.snapshots += 1
         if self.bug is not Bug.MARKER_BEFORE_SNAPSHOT:
             self.engine.snapshot_saved(order, info.size_bytes)

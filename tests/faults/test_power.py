@@ -99,7 +99,6 @@ def test_one_disk_lives_through_many_power_losses_also_while_it_recovers(loss: L
         check_recovery(fs, book, (number, len(book.states) - 1))
 
 
-@pytest.mark.xfail(reason="prune runs before the marker is durable and counts snapshots that have none", strict=True)
 def test_dying_twice_between_a_snapshot_and_its_marker_loses_nothing() -> None:
     """A snapshot whose marker is not in the log does not count; it must not push out those that do."""
     fs = SimFileSystem()
