@@ -28,7 +28,7 @@ def main(
     stderr: BinaryIO | None = None,
     environ: Mapping[str, str] | None = None,
 ) -> int:
-    """Run one command line.
+    """Run one command line; without ``argv``, as a process: then it does not return.
 
     Args:
         argv: The arguments without the program's name; the process's when None.
@@ -46,18 +46,22 @@ def main(
     try:
         code = _run(arguments, streams, system_environ() if environ is None else environ)
         streams[1].flush()
-        return code
     except BrokenPipeError:
         if stdout is None:
             # Whoever read us is gone; keep the interpreter from complaining when it flushes at its end.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return EXIT_BY_SIGPIPE
+        code = EXIT_BY_SIGPIPE
     except KeyboardInterrupt:
         if argv is None:
             # Die of the signal, so that a shell script that started us ends too.
             signal.signal(signal.SIGINT, signal.SIG_DFL)
             os.kill(os.getpid(), signal.SIGINT)
-        return EXIT_BY_SIGINT
+        code = EXIT_BY_SIGINT
+    if argv is None:
+        # All is flushed and nothing is left to do: taking the interpreter apart would cost more than a get does, and
+        # would trip over the thread that reads the orders of an interactive watch.
+        os._exit(code)
+    return code
 
 
 def _run(arguments: list[str], streams: tuple[BinaryIO, BinaryIO, BinaryIO], environ: Mapping[str, str]) -> int:

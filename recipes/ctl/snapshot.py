@@ -20,17 +20,22 @@ def save(invocation: Invocation) -> None:
         raise bad_args(f"snapshot must be requested to one selected node, not multiple [{' '.join(client.endpoints)}]")
     part = f"{path}.part"
     try:
-        stream = client.stream("Maintenance/Snapshot")
-        stream.send(rpc_pb2.SnapshotRequest())
-        stream.end_sending()
-        with open(part, "wb") as file:
+        # Readable by its owner alone: it holds everything.
+        descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    except OSError as error:
+        reason = f"open {part}: {(error.strerror or str(error)).lower()}"
+        raise CommandError(EXIT_INTERRUPTED, f"could not open {part} ({reason})") from None
+    try:
+        with open(descriptor, "wb") as file:
+            stream = client.stream("Maintenance/Snapshot")
+            stream.send(rpc_pb2.SnapshotRequest())
+            stream.end_sending()
             while (message := client.receive(stream)) is not None:
                 file.write(rpc_pb2.SnapshotResponse.FromString(message).blob)
             file.flush()
             os.fsync(file.fileno())
         os.rename(part, path)
     except (CallError, OSError) as error:
-        if os.path.exists(part):
-            os.unlink(part)
+        os.unlink(part)
         raise CommandError(EXIT_INTERRUPTED, str(error)) from None
     invocation.line(f"Snapshot saved at {path}")

@@ -5,11 +5,14 @@ A script is run by etcdctl on one server and by kvctl on its twin. Ids, ports an
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from kvserver.proto import rpc_pb2
+from recipes.ctl.transport import Client
 from tests.ctl.genuine import Server, Step, Twin
 
 FORMATS = ("simple", "json", "fields", "table", "protobuf")
@@ -441,3 +444,42 @@ def test_outputs_errors_and_exit_codes_are_those_of_etcdctl(twin: Twin, name: st
 
 def test_enough_is_compared() -> None:
     assert sum(map(len, SCRIPTS.values())) >= 120
+
+
+def test_alarms_are_shown_and_cleared_as_etcdctl_does(twin: Twin) -> None:
+    raised = rpc_pb2.AlarmRequest(action=rpc_pb2.AlarmRequest.ACTIVATE, alarm=rpc_pb2.NOSPACE)
+    for server in (twin.theirs, twin.ours):
+        client = Client(
+            [server.endpoint],
+            tls=None,
+            credentials=None,
+            dial_timeout=2.0,
+            keepalive_seconds=2.0,
+            keepalive_timeout_seconds=6.0,
+            warn=print,
+        )
+        raised.memberID = int(server.member, 16)
+        client.call("Maintenance/Alarm", raised, rpc_pb2.AlarmResponse, 5.0)
+        client.close()
+    steps = [
+        *formats("alarm list", rpc_pb2.AlarmResponse),
+        Step("put a 1"),
+        Step("endpoint health"),
+        Step("endpoint health -w json"),
+        Step("endpoint status -w simple", no_output=True),
+        Step("alarm disarm"),
+        Step("alarm list"),
+        Step("put a 1"),
+    ]
+    differences = [difference for step in steps if (difference := twin.difference(step))]
+    assert not differences, "\n".join(differences)
+
+
+def test_a_snapshot_is_saved_as_by_etcdctl(twin: Twin, tmp_path: Path) -> None:
+    for name in ("snapshot", "missing/snapshot"):
+        difference = twin.difference(Step("snapshot save", more=(str(tmp_path / name),), errors_only=True))
+        assert not difference, difference
+    saved = tmp_path / "snapshot"
+    digest = saved.read_bytes()[-32:]
+    assert hashlib.sha256(saved.read_bytes()[:-32]).digest() == digest
+    assert [path.name for path in tmp_path.iterdir()] == ["snapshot"]
