@@ -78,6 +78,21 @@ def decode_entries(payload: bytes) -> list[Entry]:
     ]
 
 
+def entries_span(payload: bytes) -> tuple[int, int]:
+    """Answer the first and the last index of a record of entries, without decoding them.
+
+    Raises:
+        RecordError: it is too short to have a header, or empty.
+    """
+    try:
+        first_index, _, count, _ = _ENTRIES_HEADER.unpack_from(payload)
+    except struct.error as error:
+        raise RecordError(f"entries record of {len(payload)} bytes has no header") from error
+    if not count:
+        raise RecordError("entries record without entries")
+    return first_index, first_index + count - 1
+
+
 def encode_hard_state(state: HardState) -> bytes:
     """Encode term, vote and commit index."""
     return _HARD_STATE.pack(state.term, state.vote, state.commit)

@@ -133,23 +133,14 @@ def _read_back(fs: FileSystem, lock: Lock, wal_path: str, snapshotter: Snapshott
     wal = Wal.open(fs, wal_path)
     identity = Identity.decode(wal.metadata, wal_path)
     hard_state = HardState(0, 0, 0)
-    entries: list[Entry] = []
+    batches = _Batches(wal_path)
     markers: set[tuple[int, int]] = set()
     positions: list[tuple[int, Position]] = []
     for record in wal.replay():
         if record.type == records.ENTRIES:
-            batch = records.decode_entries(record.payload)
-            first = batch[0].index
+            first = batches.add(record.payload)
             if not positions or positions[-1][1].segment != record.position.segment:
                 positions.append((first, record.position))
-            if entries and first <= entries[-1].index:
-                del entries[max(0, first - entries[0].index) :]
-            if entries and first != entries[-1].index + 1:
-                raise DataDirError(
-                    f"{wal_path}: entry {first} follows entry {entries[-1].index} at {record.position}: "
-                    "entries between them are missing; restore a snapshot into a new directory"
-                )
-            entries.extend(batch)
         elif record.type == records.HARD_STATE:
             hard_state = records.decode_hard_state(record.payload)
         elif record.type == records.SNAPSHOT_MARKER:
@@ -159,18 +150,13 @@ def _read_back(fs: FileSystem, lock: Lock, wal_path: str, snapshotter: Snapshott
                 f"{wal_path}: record of type {record.type} at {record.position} is unknown: a newer version wrote it"
             )
     snapshot = _newest_snapshot(snapshotter, markers)
-    if snapshot is None and entries and entries[0].index > 1:
+    begins = batches.first_index
+    if begins > (snapshot.index if snapshot else 0) + 1:
+        reach = f"the newest usable snapshot ends at {snapshot.index}" if snapshot else "there is no usable snapshot"
         raise DataDirError(
-            f"{wal_path}: the log begins at entry {entries[0].index}, but no usable snapshot reaches it; "
-            "restore a snapshot into a new directory"
+            f"{wal_path}: the log begins at entry {begins}, but {reach}; restore a snapshot into a new directory"
         )
-    if snapshot is not None:
-        if entries and entries[0].index > snapshot.index + 1:
-            raise DataDirError(
-                f"{wal_path}: the log begins at entry {entries[0].index}, but the newest usable snapshot ends at "
-                f"{snapshot.index}; restore a snapshot into a new directory"
-            )
-        entries = [entry for entry in entries if entry.index > snapshot.index]
+    entries = batches.entries_after(snapshot.index if snapshot else 0)
     last_term = entries[-1].term if entries else (snapshot.term if snapshot else 0)
     last_index = entries[-1].index if entries else (snapshot.index if snapshot else 0)
     floor = snapshot.index if snapshot else 0
@@ -196,3 +182,49 @@ def _newest_snapshot(snapshotter: Snapshotter, markers: set[tuple[int, int]]) ->
     if newest is None:
         return None
     return SnapshotRef(newest.index, newest.term, snapshotter.open(newest))
+
+
+class _Batches:
+    """The records of entries of a log, in order, decoded only as far as they are needed.
+
+    Most of a log lies before the snapshot that the member starts from.
+    """
+
+    def __init__(self, wal_path: str) -> None:
+        self._wal_path = wal_path
+        self._batches: list[tuple[int, int, bytes]] = []  # first index, last index that still counts, payload
+
+    def add(self, payload: bytes) -> int:
+        """Take the next record and answer its first index; it replaces earlier entries from there on.
+
+        Raises:
+            DataDirError: entries between it and the ones before are missing.
+        """
+        first, last = records.entries_span(payload)
+        batches = self._batches
+        while batches and batches[-1][0] >= first:
+            batches.pop()
+        if batches:
+            before = batches[-1]
+            if before[1] + 1 < first:
+                raise DataDirError(
+                    f"{self._wal_path}: entry {first} follows entry {before[1]}: entries between them are missing; "
+                    "restore a snapshot into a new directory"
+                )
+            batches[-1] = (before[0], first - 1, before[2])
+        batches.append((first, last, payload))
+        return first
+
+    @property
+    def first_index(self) -> int:
+        """The first index there is, 0 for none."""
+        return self._batches[0][0] if self._batches else 0
+
+    def entries_after(self, index: int) -> list[Entry]:
+        """Decode the entries after ``index``."""
+        entries: list[Entry] = []
+        for first, last, payload in self._batches:
+            if last > index:
+                batch = records.decode_entries(payload)
+                entries.extend(batch[max(0, index + 1 - first) : last + 1 - first])
+        return entries

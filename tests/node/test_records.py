@@ -40,6 +40,13 @@ def test_a_shortened_record_is_refused(batch: list[Entry], data: st.DataObject) 
         records.decode_entries(payload[:cut])
 
 
+@given(batches())
+def test_the_span_is_that_of_the_entries(batch: list[Entry]) -> None:
+    for payload in records.encode_entries(batch):
+        decoded = records.decode_entries(payload)
+        assert records.entries_span(payload) == (decoded[0].index, decoded[-1].index)
+
+
 def test_hard_state_and_marker_come_back_and_refuse_other_lengths() -> None:
     state = HardState(3, 2**63 + 5, 99)
     assert records.decode_hard_state(records.encode_hard_state(state)) == state
