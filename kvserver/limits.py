@@ -171,6 +171,21 @@ REFUSED_CONNECTION_LOGS_PER_SECOND = 10
 PENDING_PROPOSALS_MAX = 100_000
 """Writes that wait for the disk: about a second's worth at full speed; more than that is "too many requests"."""
 
+PENDING_READS_MAX = 100_000
+"""Reads that wait for the leader to be confirmed: as many as writes; more than that is "too many requests"."""
+
+PENDING_JOBS_MAX = 10_000
+"""Long reads (large ranges, hashes) that wait for their turn: seconds of work; more is "too many requests"."""
+
+JOBS_AT_ONCE = 8
+"""Long work that takes turns: each holds what it has found so far, and a short one still overtakes a long one."""
+
+LEASE_REVOKES_PER_SECOND = 1000
+"""Expired leases that the leader revokes: after a pause of all clients the storm of deletes leaves room for others."""
+
+SNAPSHOT_CATCHUP_ENTRIES = 5000
+"""Applied entries kept in memory for members that lag: etcd's number; one that lags more is sent a snapshot."""
+
 SNAPSHOT_SMALL_BYTES = 1_048_576
 """A snapshot is due after ``--snapshot-count`` entries, and when the log grew by as much as the last snapshot is
 large, less this much: writing snapshots then costs at most about as much as writing the log, and small ones are never

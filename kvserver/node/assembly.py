@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from math import ceil
 
+from kvserver import limits
 from kvserver.config import Config
 from kvserver.errors import ConfigError
 from kvserver.node.answers import HeaderEncoder
@@ -21,9 +22,6 @@ from kvserver.storage import FileSystem
 from kvserver.version import ETCD_CLUSTER_VERSION
 
 log = logging.getLogger(__name__)
-
-LEASE_REVOKES_PER_SECOND = 1000
-SNAPSHOT_CATCHUP_ENTRIES = 5000
 
 
 @dataclass(slots=True)
@@ -113,9 +111,9 @@ def _build_engine(
         name=config.name,
         cluster_version=ETCD_CLUSTER_VERSION,
         snapshot_count=config.snapshot_count,
-        snapshot_catchup_entries=SNAPSHOT_CATCHUP_ENTRIES,
+        snapshot_catchup_entries=limits.SNAPSHOT_CATCHUP_ENTRIES,
         request_timeout_ticks=ceil(config.request_timeout_seconds * ticks_per_second),
-        lease_revokes_per_tick=max(1, round(LEASE_REVOKES_PER_SECOND / ticks_per_second)),
+        lease_revokes_per_tick=max(1, round(limits.LEASE_REVOKES_PER_SECOND / ticks_per_second)),
         election_timeout_seconds=config.election_timeout / 1000,
         quota_bytes=config.quota_bytes,
         auto_compaction_period_seconds=config.auto_compaction_period_seconds,

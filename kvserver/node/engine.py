@@ -27,21 +27,21 @@ import logging
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
+from itertools import chain
 
 from kvserver import errors, limits
 from kvserver.errors import KvError
 from kvserver.limits import PENDING_PROPOSALS_MAX
 from kvserver.node import kinds, records
 from kvserver.node.autocompact import AutoCompactor
-from kvserver.node.machine import Deferred, StateMachine
+from kvserver.node.machine import Done, Job, Result, StateMachine
 from kvserver.proto.rpc_pb2 import NOSPACE, AlarmRequest, CompactionRequest, LeaseRevokeRequest, Member
 from kvserver.raft import Entry, HardState, Message, ProposalDroppedError, RawNode, Ready
 
 log = logging.getLogger(__name__)
 
-Result = bytes | KvError
-Done = Callable[[Result], None]
-Job = Generator[None, None, None]
+Reader = Callable[[KvError | None], None]
+"""Called when a read may look at the local state (None), or cannot be linearizable (the error)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,9 @@ class Persist:
     records: list[tuple[int, bytes]]
     ready: Ready | None
     marker_index: int = 0
+    """Index of the snapshot whose marker is among the records, or 0."""
     first_entry_index: int = 0
+    """Index of the first entry among the records, or 0."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,11 +111,13 @@ class Engine:
         machine.watchable.wake = self.wake
         self._awake = False
         self._pending: dict[int, tuple[object, Done | None, int]] = {}
-        self._reads: deque[tuple[Callable[[KvError | None], None], int]] = deque()
-        self._confirmed: deque[tuple[int, list[tuple[Callable[[KvError | None], None], int]]]] = deque()
-        self._read_rounds: dict[bytes, list[tuple[Callable[[KvError | None], None], int]]] = {}
+        # Reads with the tick they came at: not asked for yet, asked for by context, confirmed at an index.
+        self._reads: list[tuple[Reader, int]] = []
+        self._read_rounds: dict[bytes, list[tuple[Reader, int]]] = {}
+        self._confirmed: deque[tuple[int, list[tuple[Reader, int]]]] = deque()
         self._read_round = 0
         self._jobs: deque[Job] = deque()
+        self._jobs_running: deque[Job] = deque()
         self._to_apply: list[Entry] = []
         self._ticks = 0
         self._writing = False
@@ -125,8 +129,10 @@ class Engine:
         self._bytes_since_snapshot = 0
         self._snapshot_wanted = False
         self._snapshot_waiters: list[Done] = []
+        self._snapshot_wishes: list[Done] = []
         self._marker: tuple[int, int] | None = None
         self._was_leader = False
+        self._leader_seen = 0
         self._campaign_at: int | None = None
         self._stopped = False
         self._auto_compactor = AutoCompactor(
@@ -136,6 +142,7 @@ class Engine:
         self.reads_are_local = False
         self.leader_changes = 0
         self.proposals_failed = 0
+        self.leases_expired = 0
 
     # -- inputs ---------------------------------------------------------------------------------------------------
 
@@ -173,21 +180,27 @@ class Engine:
             self._awake = True
             self._wake()
 
-    def read(self, ready: Callable[[KvError | None], None]) -> None:
+    def read(self, ready: Reader) -> None:
         """Call ``ready`` as soon as a read of the local state is linearizable (None), or cannot become so (error)."""
         if self.reads_are_local:
             ready(None)
-            return
-        if self._stopped:
+        elif self._stopped:
             ready(errors.StoppedError())
-            return
-        self._reads.append((ready, self._ticks))
-        self.wake()
+        elif len(self._reads) >= limits.PENDING_READS_MAX:
+            ready(errors.TooManyRequestsError())
+        else:
+            self._reads.append((ready, self._ticks))
+            self.wake()
 
-    def add_job(self, job: Job) -> None:
-        """Take on long work: a generator that does one bounded slice a step."""
-        self._jobs.append(job)
-        self.wake()
+    def add_job(self, steps: Generator[None, None, bytes], done: Done) -> None:
+        """Take on a long read: a generator that does one bounded slice a step and returns the answer."""
+        if self._stopped:
+            done(errors.StoppedError())
+        elif len(self._jobs) >= limits.PENDING_JOBS_MAX:
+            done(errors.TooManyRequestsError())
+        else:
+            self._jobs.append(Job(_isolated(steps), done))
+            self.wake()
 
     def step(self, message: Message) -> None:
         """Take a message of another member."""
@@ -213,7 +226,10 @@ class Engine:
 
     def request_snapshot(self, done: Done) -> None:
         """Save a snapshot now, and drop the log before it; ``done`` gets ``b""`` when it is durable."""
-        self._snapshot_waiters.append(done)
+        if self._stopped:
+            done(errors.StoppedError())
+            return
+        self._snapshot_wishes.append(done)
         self._snapshot_wanted = True
         self.wake()
 
@@ -224,10 +240,7 @@ class Engine:
             self.raft.persisted(persist.ready)
         if persist.marker_index:
             self._writing_marker = False
-            self._snapshot_running = False
-            waiters, self._snapshot_waiters = self._snapshot_waiters, []
-            for done in waiters:
-                done(b"")
+            self._snapshot_ended(b"")
         self.wake()
 
     def snapshot_saved(self, order: SnapshotOrder, saved_bytes: int) -> None:
@@ -239,30 +252,43 @@ class Engine:
 
     def snapshot_failed(self, error: KvError) -> None:
         """Note that a snapshot could not be saved; the log is kept and the next one will be tried in its time."""
-        self._snapshot_running = False
         self._snapshot_index = self.machine.applied_index
+        self._snapshot_ended(error)
+        self.wake()
+
+    def _snapshot_ended(self, result: Result) -> None:
+        self._snapshot_running = False
         waiters, self._snapshot_waiters = self._snapshot_waiters, []
         for done in waiters:
-            done(error)
+            done(result)
 
     def stop(self) -> None:
         """Refuse what comes from now on and answer all who wait."""
         self._stopped = True
         self.reads_are_local = False
+        self._fail_pending(errors.StoppedError())
+        for group in (self._reads, *self._read_rounds.values(), *(group for _, group in self._confirmed)):
+            for ready, _ in group:
+                ready(errors.StoppedError())
+        self._reads = []
+        self._read_rounds.clear()
+        self._confirmed.clear()
+        self._snapshot_waiters += self._snapshot_wishes
+        self._snapshot_wishes = []
+        self._snapshot_ended(errors.StoppedError())
+        jobs = [*self._jobs_running, *self._jobs]
+        self._jobs_running.clear()
+        self._jobs.clear()
+        for job in jobs:
+            job.steps.close()
+            if job.done is not None:
+                job.done(errors.StoppedError())
+
+    def _fail_pending(self, error: KvError) -> None:
         pending, self._pending = self._pending, {}
         for _, done, _ in pending.values():
             if done is not None:
-                done(errors.StoppedError())
-        waiting = list(self._reads)
-        for _, group in self._confirmed:
-            waiting.extend(group)
-        for group in self._read_rounds.values():
-            waiting.extend(group)
-        self._reads.clear()
-        self._confirmed.clear()
-        self._read_rounds.clear()
-        for ready, _ in waiting:
-            ready(errors.StoppedError())
+                done(error)
 
     def wake(self) -> None:
         """Ask the shell for a turn."""
@@ -282,26 +308,15 @@ class Engine:
         if raft.has_ready() and not self._writing_marker:
             ready = raft.ready()
             if ready.soft_state is not None:
-                self._leadership_changed()
+                self._leadership_changed(ready.soft_state.leader_id)
             output.messages = ready.messages
             self._to_apply = ready.committed_entries
             for state in ready.read_states:
                 group = self._read_rounds.pop(state.context, None)
                 if group:
                     self._confirmed.append((state.index, group))
-            persist_records: list[tuple[int, bytes]] = []
-            first_index = 0
-            if ready.entries:
-                first_index = ready.entries[0].index
-                for payload in records.encode_entries(ready.entries):
-                    self._bytes_since_snapshot += len(payload)
-                    persist_records.append((records.ENTRIES, payload))
-            if ready.hard_state is not None:
-                persist_records.append((records.HARD_STATE, records.encode_hard_state(ready.hard_state)))
-                self.machine.headers.set_term(ready.hard_state.term)
             if ready.needs_persist:
-                output.persist = Persist(persist_records, ready, 0, first_index)
-                self._writing = True
+                output.persist = self._persist(ready)
         elif not (
             (self._marker is not None and not self._writing)
             or (self._snapshot_wanted and not self._snapshot_running)
@@ -309,25 +324,41 @@ class Engine:
         ):
             return None
         if self._marker is not None and not self._writing:
-            index, term = self._marker
-            self._marker = None
-            self._writing = self._writing_marker = True
-            # The hard state goes along, since the log before the snapshot, with the last one in it, is about to go.
-            output.persist = Persist(
-                [
-                    (records.HARD_STATE, records.encode_hard_state(HardState(raft.term, raft.vote, raft.commit_index))),
-                    (records.SNAPSHOT_MARKER, records.encode_marker(index, term)),
-                ],
-                None,
-                index,
-            )
+            self._writing_marker = True
+            output.persist = self._persist(None)
         if self._snapshot_wanted and not self._snapshot_running:
             self._snapshot_wanted = False
             self._snapshot_running = True
             self._bytes_since_snapshot = 0
+            self._snapshot_waiters, self._snapshot_wishes = self._snapshot_wishes, []
             machine = self.machine
             output.snapshot = SnapshotOrder(machine.applied_index, machine.applied_term, machine.snapshot())
         return output
+
+    def _persist(self, ready: Ready | None) -> Persist:
+        """Order a write: what the Raft core wants written, and the marker of a saved snapshot if there is one."""
+        self._writing = True
+        written: list[tuple[int, bytes]] = []
+        first_index = 0
+        if ready is not None:
+            if ready.entries:
+                first_index = ready.entries[0].index
+                for payload in records.encode_entries(ready.entries):
+                    self._bytes_since_snapshot += len(payload)
+                    written.append((records.ENTRIES, payload))
+            if ready.hard_state is not None:
+                written.append((records.HARD_STATE, records.encode_hard_state(ready.hard_state)))
+                self.machine.headers.set_term(ready.hard_state.term)
+        if self._marker is None:
+            return Persist(written, ready, 0, first_index)
+        index, term = self._marker
+        self._marker = None
+        raft = self.raft
+        # The hard state goes along, since the log before the snapshot, with the last one in it, is about to go.
+        hard_state = HardState(raft.term, raft.vote, raft.commit_index)
+        written.append((records.HARD_STATE, records.encode_hard_state(hard_state)))
+        written.append((records.SNAPSHOT_MARKER, records.encode_marker(index, term)))
+        return Persist(written, ready, index, first_index)
 
     def apply(self) -> list[tuple[Done, Result]]:
         """Apply the entries that the last :meth:`ready` found committed, and answer who waited for them.
@@ -350,7 +381,7 @@ class Engine:
                 result = apply(entry, request)
                 if done is None:
                     continue
-                if isinstance(result, Deferred):
+                if isinstance(result, Job):
                     result.done = done
                 else:
                     answers.append((done, result))
@@ -375,22 +406,32 @@ class Engine:
 
     def work(self) -> bool:
         """Do one bounded slice of long work; True when there is more."""
-        jobs = self._jobs
-        if jobs:
-            job = jobs.popleft()
-            try:
-                next(job)
-            except StopIteration:
-                pass
-            else:
-                jobs.append(job)
+        running, waiting = self._jobs_running, self._jobs
+        while waiting and len(running) < limits.JOBS_AT_ONCE:
+            running.append(waiting.popleft())
+        if running:
+            self._advance(running.popleft())
         more = self.machine.watchable.sync_unsynced()
-        return bool(jobs) or more
+        return bool(running or waiting) or more
+
+    def _advance(self, job: Job) -> None:
+        """Do one slice of a job; answer who waits for it if that was the last."""
+        try:
+            next(job.steps)
+        except StopIteration as end:
+            result: Result = end.value
+        except KvError as error:
+            result = error
+        else:
+            self._jobs_running.append(job)
+            return
+        if job.done is not None:
+            job.done(result)
 
     @property
     def has_work(self) -> bool:
         """Whether :meth:`work` has something to do."""
-        return bool(self._jobs) or self.machine.watchable.has_work
+        return bool(self._jobs or self._jobs_running) or self.machine.watchable.has_work
 
     # -- inside ---------------------------------------------------------------------------------------------------
 
@@ -434,24 +475,27 @@ class Engine:
             self.wake()
 
     def _start_read_round(self) -> None:
+        """Ask, once for all reads that wait, for an index at which they are linearizable."""
         if self.reads_are_local:
-            waiting = list(self._reads)
-            self._reads.clear()
-            for ready, _ in waiting:
+            group, self._reads = self._reads, []
+            for ready, _ in group:
                 ready(None)
-            return
-        if not self.raft.can_read_index():
             return
         self._read_round += 1
         context = self._read_round.to_bytes(8, "big")
-        self._read_rounds[context] = list(self._reads)
-        self._reads.clear()
-        self.raft.read_index(context)
+        if self.raft.can_read_index() and self.raft.read_index(context):
+            self._read_rounds[context] = self._reads
+            self._reads = []
 
-    def _leadership_changed(self) -> None:
+    def _leadership_changed(self, leader_id: int) -> None:
         leads = self.raft.is_leader
-        self.leader_changes += 1
+        if leader_id and leader_id != self._leader_seen:
+            self.leader_changes += 1
+        self._leader_seen = leader_id
         self.reads_are_local = False
+        # What was asked of the last leader may never be answered: ask again.
+        self._reads = [*chain.from_iterable(self._read_rounds.values()), *self._reads]
+        self._read_rounds.clear()
         self.machine.headers.set_term(self.raft.term)
         if leads and not self._was_leader:
             self._was_leader = True
@@ -463,6 +507,8 @@ class Engine:
         elif not leads and self._was_leader:
             self._was_leader = False
             self.machine.lessor.demote()
+            # Another leader may put its own entries where these stand; whether they are committed is unknown.
+            self._fail_pending(errors.TimeoutLeaderFailError())
             log.info("no longer leader at term %d", self.raft.term)
 
     def _announce(self) -> None:
@@ -488,7 +534,9 @@ class Engine:
     def _revoked(self, lease_id: int) -> Done:
         def done(result: Result) -> None:
             self._revoking.discard(lease_id)
-            if isinstance(result, KvError) and not isinstance(result, errors.LeaseNotFoundError):
+            if not isinstance(result, KvError):
+                self.leases_expired += 1
+            elif not isinstance(result, errors.LeaseNotFoundError):
                 log.warning("could not revoke the expired lease %x, will try again: %s", lease_id, result)
 
         return done
@@ -501,13 +549,17 @@ class Engine:
 
     def _watch_space(self) -> None:
         """Raise NOSPACE when the store has outgrown its quota; it stays until an operator disarms it."""
-        if self.machine.store.size_bytes <= self.settings.quota_bytes:
+        machine = self.machine
+        if machine.store.size_bytes <= self.settings.quota_bytes or machine.no_space or self._space_alarm_proposed:
+            return
+
+        def done(result: Result) -> None:
             self._space_alarm_proposed = False
-        elif not self._space_alarm_proposed and not self.machine.no_space:
-            self._space_alarm_proposed = True
-            request = AlarmRequest(action=AlarmRequest.ACTIVATE, memberID=self.member_id, alarm=NOSPACE)
-            log.warning("the store's %d bytes exceed --quota-backend-bytes", self.machine.store.size_bytes)
-            self.propose(kinds.ALARM, request.SerializeToString(), request, None)
+
+        self._space_alarm_proposed = True
+        request = AlarmRequest(action=AlarmRequest.ACTIVATE, memberID=self.member_id, alarm=NOSPACE)
+        log.warning("the store's %d bytes exceed --quota-backend-bytes", machine.store.size_bytes)
+        self.propose(kinds.ALARM, request.SerializeToString(), request, done)
 
     def _expire_requests(self) -> None:
         """Answer those who waited too long; proposals keep their place in the log, their outcome is unknown."""
@@ -521,8 +573,23 @@ class Engine:
             _, done, _ = self._pending.pop(index)
             if done is not None:
                 done(errors.RequestTimeoutError())
-        while self._reads and self._reads[0][1] <= oldest:
-            self._reads.popleft()[0](errors.RequestTimeoutError())
+        for group in (self._reads, *self._read_rounds.values(), *(group for _, group in self._confirmed)):
+            late = [ready for ready, since in group if since <= oldest]
+            if late:
+                group[:] = [item for item in group if item[1] > oldest]
+                for ready in late:
+                    ready(errors.RequestTimeoutError())
+
+
+def _isolated(steps: Generator[None, None, bytes]) -> Generator[None, None, bytes]:
+    """Keep a read that fails to itself; what changes the state and fails has to stop the member."""
+    try:
+        return (yield from steps)
+    except KvError:
+        raise
+    except Exception:
+        log.exception("a long read failed")
+        raise KvError("kvserver: internal error, see the server's log") from None
 
 
 def _log_compaction(revision: int) -> Done:

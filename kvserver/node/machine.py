@@ -50,21 +50,25 @@ from kvserver.raft import ConfChange, ConfState, Entry
 log = logging.getLogger(__name__)
 
 Result = bytes | KvError
+"""A serialized response, or why there is none."""
+
+Done = Callable[[Result], None]
+"""The completion of a request."""
 
 SNAPSHOT_FORMAT = 1
 
 
-class Deferred:
-    """The answer to an entry that comes later: after the long work that applying it began."""
+class Job:
+    """Long work under way: a generator that does one bounded slice a step, and who waits for what it returns."""
 
-    __slots__ = ("done", "result")
+    __slots__ = ("done", "steps")
 
-    def __init__(self, result: bytes) -> None:
-        self.result = result
-        self.done: Callable[[Result], None] | None = None
+    def __init__(self, steps: Generator[None, None, bytes], done: Done | None = None) -> None:
+        self.steps = steps
+        self.done = done
 
 
-Applier = Callable[[bytes, object], Result | Deferred]
+Applier = Callable[[bytes, object], Result | Job]
 
 
 class StateMachine:
@@ -85,7 +89,8 @@ class StateMachine:
         self.txns = 0
         self.leases_granted = 0
         self.leases_revoked = 0
-        self.jobs: list[Generator[None, None, None]] = []
+        self.jobs: list[Job] = []
+        """Long work that applying began; the engine takes it over."""
         self.conf_changes: list[ConfChange] = []
         self._progress_interval_ticks = progress_interval_ticks
         self.no_space = False
@@ -104,7 +109,7 @@ class StateMachine:
 
     # -- applying -------------------------------------------------------------------------------------------------
 
-    def apply(self, entry: Entry, request: object) -> Result | Deferred:
+    def apply(self, entry: Entry, request: object) -> Result | Job:
         """Apply one committed entry.
 
         Hot: one call a client write (benchmark ``put``).
@@ -114,7 +119,10 @@ class StateMachine:
             request: its parsed request if this member proposed it, else None.
 
         Returns:
-            The answer to whoever proposed it; an error leaves the state as it was.
+            The answer to whoever proposed it, or the job that will have it; an error leaves the state as it was.
+
+        Raises:
+            DataDirError: the entry is of a kind that this version does not know.
         """
         if entry.type:
             return self._apply_conf_change(entry)
@@ -155,23 +163,22 @@ class StateMachine:
         self.txns += 1
         return execute(self.store, request, self.headers.framed)
 
-    def _apply_compact(self, data: bytes, request: object) -> Result | Deferred:
+    def _apply_compact(self, data: bytes, request: object) -> Result | Job:
         if not isinstance(request, CompactionRequest):
             request = CompactionRequest.FromString(data[1:])
         removal = self.store.compact(request.revision)
         answer = CompactionResponse(header=self.headers.message(self.store.revision)).SerializeToString()
-        if not request.physical:
-            self.jobs.append(removal)
-            return answer
-        deferred = Deferred(answer)
+        job = self._add_job(removal, answer)
+        return job if request.physical else answer
 
-        def remove_then_answer() -> Generator[None, None, None]:
+    def _add_job(self, removal: Generator[None, None, None], answer: bytes = b"") -> Job:
+        def steps() -> Generator[None, None, bytes]:
             yield from removal
-            if deferred.done is not None:
-                deferred.done(answer)
+            return answer
 
-        self.jobs.append(remove_then_answer())
-        return deferred
+        job = Job(steps())
+        self.jobs.append(job)
+        return job
 
     def _apply_lease_grant(self, data: bytes, request: object) -> Result:
         if not isinstance(request, LeaseGrantRequest):
@@ -337,7 +344,7 @@ class StateMachine:
         self.lessor.restore(leases, self.store.leased_keys())
         unfinished = self.store.resume_compaction()
         if unfinished is not None:
-            self.jobs.append(unfinished)
+            self._add_job(unfinished)
 
 
 def _has_put(request: TxnRequest) -> bool:

@@ -15,7 +15,8 @@ from kvserver import errors
 from kvserver.errors import KvError
 from kvserver.mvcc import WatchSink, WatchStream
 from kvserver.node import kinds
-from kvserver.node.engine import Done, Engine, Result
+from kvserver.node.engine import Engine
+from kvserver.node.machine import Done, Result
 from kvserver.proto.rpc_pb2 import (
     NOSPACE,
     AlarmMember,
@@ -108,19 +109,11 @@ class NodeService:
         store = self._store
         try:
             if store.estimate(request.key, request.range_end) > store.SLICE_KEYS:
-                self._engine.add_job(self._range_job(request, done))
+                self._engine.add_job(self._machine.range_slices(request), done)
                 return
             done(self._machine.range(request))
         except KvError as error:
             done(error)
-
-    def _range_job(self, request: RangeRequest, done: Done) -> Generator[None, None, None]:
-        try:
-            answer = yield from self._machine.range_slices(request)
-        except KvError as error:
-            done(error)
-        else:
-            done(answer)
 
     def put(self, raw: bytes, request: PutRequest, done: Done) -> None:
         """Write a key. Hot: one call a client write (benchmark ``put``)."""
@@ -237,37 +230,29 @@ class NodeService:
     def hash(self, request: HashRequest, done: Done) -> None:
         """Hash the whole store as it is."""
 
-        def job() -> Generator[None, None, None]:
+        def steps() -> Generator[None, None, bytes]:
             value, _, _ = yield from self._store.hash_kv_slices(0)
-            done(HashResponse(header=self.response_header(), hash=value).SerializeToString())
+            return HashResponse(header=self.response_header(), hash=value).SerializeToString()
 
-        self._engine.add_job(job())
+        self._engine.add_job(steps(), done)
 
     def hash_kv(self, request: HashKVRequest, done: Done) -> None:
         """Hash the key-values up to a revision, by etcd's algorithm."""
 
-        def job() -> Generator[None, None, None]:
-            try:
-                value, compact_revision, _ = yield from self._store.hash_kv_slices(request.revision)
-            except KvError as error:
-                done(error)
-                return
-            done(
-                HashKVResponse(
-                    header=self.response_header(), hash=value, compact_revision=compact_revision
-                ).SerializeToString()
-            )
+        def steps() -> Generator[None, None, bytes]:
+            value, compact_revision, _ = yield from self._store.hash_kv_slices(request.revision)
+            return HashKVResponse(
+                header=self.response_header(), hash=value, compact_revision=compact_revision
+            ).SerializeToString()
 
-        self._engine.add_job(job())
+        self._engine.add_job(steps(), done)
 
     def defragment(self, request: DefragmentRequest, done: Done) -> None:
         """Rewrite the snapshot and drop the log before it; answers when that is durable."""
 
         def saved(result: Result) -> None:
-            if isinstance(result, KvError):
-                done(result)
-            else:
-                done(DefragmentResponse(header=self.response_header()).SerializeToString())
+            # As etcd's, the answer has no header.
+            done(result if isinstance(result, KvError) else DefragmentResponse().SerializeToString())
 
         self._engine.request_snapshot(saved)
 
