@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -252,13 +253,22 @@ class Twin:
     def __init__(self, theirs: Server, ours: Server) -> None:
         self.theirs = theirs
         self.ours = ours
+        self._pool = ThreadPoolExecutor(1)  # both programs run at the same time
         self._leases = {theirs: "0", ours: "0"}
+
+    def stop(self) -> None:
+        """Stop both."""
+        self._pool.shutdown()
+        self.theirs.stop()
+        self.ours.stop()
 
     def difference(self, step: Step) -> str:
         """Run a step on both and answer how they differ, empty if they do not."""
-        expected = self.theirs.etcdctl(step.words(self.theirs, self._leases[self.theirs]), step.stdin, step.environ)
+        words = step.words(self.theirs, self._leases[self.theirs])
+        theirs = self._pool.submit(self.theirs.etcdctl, words, step.stdin, step.environ)
         ours = self.theirs if step.same_server else self.ours
         got = ours.kvctl(step.words(ours, self._leases[ours]), step.stdin, step.environ)
+        expected = theirs.result()
         for server, outcome in ((self.theirs, expected), (ours, got)):
             self._learn_lease(server, outcome)
             member = re.search(rb"Member +([0-9a-f]+) added", outcome.stdout)

@@ -430,10 +430,9 @@ SCRIPTS: dict[str, list[Step]] = {
 
 @pytest.fixture(scope="module")
 def twin(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Twin]:
-    servers = [Server(tmp_path_factory.mktemp("etcd")) for _ in range(2)]
-    yield Twin(*servers)
-    for server in servers:
-        server.stop()
+    twin = Twin(Server(tmp_path_factory.mktemp("etcd")), Server(tmp_path_factory.mktemp("etcd")))
+    yield twin
+    twin.stop()
 
 
 @pytest.mark.parametrize("name", SCRIPTS)

@@ -220,7 +220,7 @@ def test_lock_ends_when_its_session_does(server: Server, program: str) -> None:
 
 
 def test_a_lock_outlives_its_ttl_while_it_is_held(server: Server) -> None:
-    outcome = server.run("kvctl", "lock", "long", "--ttl=2", "--", "sleep", "4").end()
+    outcome = server.run("kvctl", "lock", "long", "--ttl=2", "--", "sleep", "3").end()
     assert (outcome.code, outcome.stderr) == (0, b"")
 
 
