@@ -196,7 +196,7 @@ async def serve(config: Config) -> signal.Signals | None:
     Raises:
         StartupError: the node cannot start, or could not go on.
     """
-    from kvserver.runtime import tune_garbage_collector
+    from kvserver.runtime import tune_interpreter
     from kvserver.server import Server
 
     loop = asyncio.get_running_loop()
@@ -213,7 +213,7 @@ async def serve(config: Config) -> signal.Signals | None:
         except NotImplementedError:  # Windows
             signal.signal(number, lambda value, _: loop.call_soon_threadsafe(stop_by, signal.Signals(value)))
     async with Server(config) as server:
-        tune_garbage_collector()
+        tune_interpreter()
         closed = loop.create_task(server.wait_closed())
         await asyncio.wait((stop, closed), return_when=asyncio.FIRST_COMPLETED)
         if closed.done():

@@ -273,3 +273,6 @@ LEASE_TTL_MAX_SECONDS = 9_000_000_000
 
 RAFT_LOG_SLACK_ENTRIES = 256
 """Applied entries that may stay in memory beyond those wanted, so that they are dropped in batches."""
+
+THREAD_SWITCH_SECONDS = 0.00005
+"""How long a running thread may keep the interpreter while another waits for it; Python's default is 100 times that."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import random
+import sys
 import time
 from typing import Protocol
 
@@ -49,12 +50,16 @@ def system_rng() -> Rng:
     return random.SystemRandom()
 
 
-def tune_garbage_collector() -> None:
-    """Keep the cyclic collector from walking the store: what is loaded is frozen, young garbage is looked at rarely.
+def tune_interpreter() -> None:
+    """Set up the interpreter for a process that is nothing but a node; an embedder's settings are its own.
 
-    The store's values are bytes, which the collector does not track, but its containers are, and a full collection over
-    millions of them holds the loop for seconds. For processes that are nothing but a node; an embedder's are its own.
+    - The cyclic collector is kept from walking the store: what is loaded is frozen, young garbage is looked at rarely.
+      The store's values are bytes, which it does not track, but its containers are, and a full collection over millions
+      of them holds the loop for a good part of a second.
+    - The log thread gets the interpreter soon after its write is durable, instead of waiting up to five milliseconds
+      for the loop to let go of it: with 100 clients that write one request at a time, half as many more are served.
     """
     gc.collect()
     gc.freeze()
     gc.set_threshold(limits.GC_YOUNG_OBJECTS, 20, 1000)
+    sys.setswitchinterval(limits.THREAD_SWITCH_SECONDS)
