@@ -38,16 +38,13 @@ def measure(case: Case, settings: Settings, rounds: int) -> list[Row]:
             for kind in KINDS if number % 2 == 0 else reversed(KINDS):
                 time.sleep(REST_SECONDS)
                 found = case.run(servers[kind], settings)
+                figures = []
                 for row in rows:
-                    if row.metric.name in found:
-                        row.runs[kind].append(found[row.metric.name])
-                figures = ", ".join(
-                    f"{value:,.{row.metric.digits}f}{row.metric.unit}"
-                    for row in rows
-                    for value in [found.get(row.metric.name)]
-                    if value is not None
-                )
-                print(f"  {case.name}, round {number + 1}, {kind}: {figures}", file=sys.stderr, flush=True)
+                    value = found.get(row.metric.name)
+                    if value is not None:
+                        row.runs[kind].append(value)
+                        figures.append(f"{value:,.{row.metric.digits}f}{row.metric.unit}")
+                print(f"  {case.name}, round {number + 1}, {kind}: {', '.join(figures)}", file=sys.stderr, flush=True)
     finally:
         for server in servers.values():
             server.close()
@@ -61,6 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seconds", type=int, default=4, help="length of a run")
     parser.add_argument("--quick", action="store_true", help="two rounds of one second: whether it works")
     parser.add_argument("--large", action="store_true", help="also 1,000,000 keys; takes minutes")
+    parser.add_argument("--large-keys", type=int, default=1_000_000, help="how many keys --large loads")
     parser.add_argument(
         "--only", default="", help="only cases whose name contains one of these words (comma separated)"
     )
@@ -71,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.quick:
         options.rounds, options.seconds = min(options.rounds, 2), 1
     directory = Path(tempfile.mkdtemp(prefix="bench-", dir=options.dir))
-    settings = Settings(options.seconds, directory)
+    settings = Settings(options.seconds, directory, large_keys=options.large_keys)
     words = [word.strip() for word in options.only.split(",") if word.strip()]
     chosen = [
         case

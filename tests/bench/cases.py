@@ -41,16 +41,18 @@ class Metric:
     """A figure that a case gives.
 
     Attributes:
-        name: its row in the table.
+        name: its name.
         unit: what it counts.
         higher_is_better: whether more is better.
         digits: after the point.
+        short: its name in the table, below another one that it belongs to.
     """
 
     name: str
     unit: str = "/s"
     higher_is_better: bool = True
     digits: int = 0
+    short: str = ""
 
 
 class Case(ABC):
@@ -163,8 +165,8 @@ class WatchFanOut(Case):
         self.name = f"watch, {watchers:,} watchers"
         self.metrics = (
             Metric(f"{self.name}: events delivered"),
-            Metric(f"{self.name}: latency p50", "ms", higher_is_better=False, digits=1),
-            Metric(f"{self.name}: latency p99", "ms", higher_is_better=False, digits=1),
+            Metric(f"{self.name}: latency p50", "ms", higher_is_better=False, digits=1, short="  latency p50"),
+            Metric(f"{self.name}: latency p99", "ms", higher_is_better=False, digits=1, short="  latency p99"),
         )
         self._watchers = watchers
 
@@ -214,15 +216,13 @@ class Stalls(Case):
         metrics = []
         for work in self.WORK:
             metrics.append(Metric(f"{work}: time", "ms", higher_is_better=False))
-            metrics.append(Metric("  small reads beside it: p99", "ms", higher_is_better=False, digits=1))
-            metrics.append(Metric("  small reads beside it: longest", "ms", higher_is_better=False, digits=1))
-            metrics.append(Metric("  loop stalls above 50 ms", "", higher_is_better=False))
-        self.metrics = tuple(
-            Metric(f"{metric.name} [{number // 4 + 1}]", metric.unit, metric.higher_is_better, metric.digits)
-            if metric.name.startswith("  ")
-            else metric
-            for number, metric in enumerate(metrics)
-        )
+            for what, unit, digits in (
+                ("small reads beside it, p99", "ms", 1),
+                ("small reads beside it, longest", "ms", 1),
+                ("loop stalls above 50 ms", "", 0),
+            ):
+                metrics.append(Metric(f"{work}: {what}", unit, False, digits, short=f"  {what}"))
+        self.metrics = tuple(metrics)
 
     def command(self, settings: Settings) -> str:
         """Answer what is run."""

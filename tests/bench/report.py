@@ -80,10 +80,9 @@ def table(rows: Sequence[Row]) -> str:
     lines = [("", "unit", f"{OURS}", f"{THEIRS}", "ratio", "spread")]
     for row in rows:
         digits = row.metric.digits
-        name = re.sub(r" \[\d\]$", "", row.metric.name)
         lines.append(
             (
-                name,
+                row.metric.short or row.metric.name,
                 row.metric.unit,
                 _figure(row.median(OURS), digits),
                 _figure(row.median(THEIRS), digits),

@@ -42,8 +42,8 @@ def kill_rounds(rounds: int, writers: int, acknowledged_min: int, seed: int) -> 
         unknown = sum(done.unknown for done in campaign.rounds)
         print(
             f"{rounds} rounds: {calls} calls acknowledged, {unknown} of unknown outcome, {len(campaign.log)} events in "
-            f"the log, watchers resumed {min(watcher.resumptions for watcher in campaign.watchers)} times: nothing lost, "
-            "nothing twice, revisions never went back"
+            f"the log, watchers resumed {min(watcher.resumptions for watcher in campaign.watchers)} times: nothing "
+            "lost, nothing twice, revisions never went back"
         )
 
 
