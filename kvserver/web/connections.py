@@ -19,10 +19,9 @@ import asyncio
 import logging
 import socket
 import time
-from typing import cast
+from typing import Any, cast
 
 from tornado.http1connection import HTTP1Connection, HTTP1ConnectionParameters
-from tornado.httputil import RequestStartLine, ResponseStartLine
 from tornado.iostream import IOStream, StreamClosedError, UnsatisfiableReadError
 
 from kvserver import limits
@@ -34,7 +33,11 @@ log = logging.getLogger(__name__)
 
 SWEEP_SECONDS = 1.0
 
-StartLine = RequestStartLine | ResponseStartLine
+_HEAD_TOO_LARGE = (
+    b"HTTP/1.1 431 Request Header Fields Too Large\r\n"
+    b"Content-Type: text/plain; charset=utf-8\r\nConnection: close\r\n\r\n"
+    b"431 Request Header Fields Too Large: request line and headers may have %d bytes\n" % limits.HTTP_HEAD_BYTES_MAX
+)
 
 
 class _Stream(IOStream):
@@ -43,10 +46,21 @@ class _Stream(IOStream):
     def __init__(self, sock: socket.socket, received: bytes) -> None:
         super().__init__(sock)
         self.bytes_received = 0
+        self.exchange: TornadoExchange | None = None
         self._received_before = received
 
     def set_nodelay(self, value: bool) -> None:
         """Keep TCP_NODELAY as it was set at the start."""
+
+    def close(self, exc_info: Any = False) -> None:
+        """Close, after saying why if a request's head is too long to read."""
+        reads_head = self.exchange is not None and self.exchange.phase is Phase.HEAD
+        if isinstance(exc_info, UnsatisfiableReadError) and reads_head and not self.closed():
+            try:
+                self.socket.send(_HEAD_TOO_LARGE)
+            except OSError:
+                pass
+        super().close(exc_info)
 
     def read_from_fd(self, buf: bytearray | memoryview) -> int | None:
         """Read, first what came before this stream took over, and count."""
@@ -157,7 +171,7 @@ class HttpConnections:
             while not self._stopping:
                 connection = _Http1(stream, False, self._parameters, peer)
                 connection.heads = self._heads
-                served.exchange = exchange = TornadoExchange(self._site, connection, peer)
+                served.exchange = stream.exchange = exchange = TornadoExchange(self._site, connection, peer)
                 served.phase = None
                 if not await connection.read_response(exchange):
                     break

@@ -77,7 +77,7 @@ class PlainHeads:
             start_line.version != "HTTP/1.1"
             or any(name in headers for name in _NOT_PLAIN_HEADERS)
             or (headers.get("Connection") or "keep-alive").lower() != "keep-alive"
-            or not (length.isascii() and length.isdecimal())
+            or not (length.isascii() and length.isdecimal() and len(length) < 10)
             or int(length) + len(data) > _READ_BYTES
         ):
             return None
@@ -179,7 +179,12 @@ class DirectConnection(Exchange):
 
     def _request(self, data: bytes) -> None:
         end = data.find(b"\r\n\r\n") + 4
-        head = self._heads.get(data[:end]) if end > 3 else None
+        try:
+            head = self._heads.get(data[:end]) if end > 3 else None
+        except Exception:
+            log.exception("the request %.80r of %s cannot be read", data, self.peer)
+            self.close()
+            return
         if head is None or len(data) != end + head.body_bytes:
             self._leave(data)
             return
@@ -192,7 +197,7 @@ class DirectConnection(Exchange):
             head.target.run(self, data[end:])
         except Exception:
             log.exception("answering %s %s failed", head.start_line.method, head.start_line.path)
-            self.close()
+            self.send_text(500, "Internal Server Error")
 
     def _leave(self, data: bytes, unsent: bytes = b"") -> None:
         """Hand the connection over to Tornado."""

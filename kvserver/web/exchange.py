@@ -31,6 +31,8 @@ from tornado.httputil import (
 )
 from tornado.iostream import StreamClosedError
 
+from kvserver import limits
+
 if TYPE_CHECKING:
     from kvserver.web.gateway import StreamCall, UnaryCall
     from kvserver.web.site import Site
@@ -194,6 +196,9 @@ class Exchange:
                 next(slices)
             except StopIteration as stop:
                 self.send_message(stop.value)
+            except Exception:
+                log.exception("an answer cannot be written as JSON")
+                self.send_text(500, "Internal Server Error: the call was made, but its answer cannot be written")
             else:
                 loop.call_soon(step)
 
@@ -229,6 +234,10 @@ class TornadoExchange(Exchange, HTTPMessageDelegate):
         if target.is_stream:
             self._stream = target.open_stream(self)
             self._connection.set_max_body_size(1 << 62)  # of the whole stream; each message has its limit
+            return
+        length = headers.get("Content-Length") or ""
+        if length.isdecimal() and len(length) < 20 and int(length) > limits.HTTP_DRAIN_BYTES_MAX:
+            self._site.refuse_body(self, int(length))
 
     def data_received(self, chunk: bytes) -> None:
         """Take a piece of the body."""

@@ -242,8 +242,15 @@ class UnaryCall:
             return
         if len(message) > limits.JSON_SLICE_BYTES:
             self._exchange.send_slices(self._rpc.response.slices(message))
-        else:
-            self._exchange.send_message(self._rpc.response.to_json(message))
+            return
+        try:
+            answer = self._rpc.response.to_json(message)
+        except Exception as error:
+            log.exception("an answer of %s cannot be written as JSON", self._rpc.path.decode())
+            body = error_body(Code.INTERNAL, f"the call was made, but its answer cannot be written as JSON: {error}")
+            self._exchange.send_json(500, body)
+            return
+        self._exchange.send_message(answer)
 
     def fail(self, stream_id: int, code: int, message: str) -> None:
         """Answer with an error; nothing if the caller is gone."""

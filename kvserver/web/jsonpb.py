@@ -20,7 +20,7 @@ from typing import Any
 
 import orjson
 from google.protobuf.descriptor import Descriptor, EnumDescriptor, FieldDescriptor
-from google.protobuf.message import Message
+from google.protobuf.message import DecodeError, Message
 from google.protobuf.message_factory import GetMessageClass
 
 from kvserver import limits
@@ -406,10 +406,16 @@ class Codec:
         except orjson.JSONDecodeError:
             value = first_value(body, limits.JSON_SCAN_BYTES_MAX)
         try:
-            return self.read(value).SerializeToString()
+            return self._serialized(value)
         except _NumberError:
             text = body.decode("utf-8", "replace").lstrip(" \t\r\n")
-            return self.read(_LITERAL.raw_decode(text)[0]).SerializeToString()
+            return self._serialized(_LITERAL.raw_decode(text)[0])
+
+    def _serialized(self, value: object) -> bytes:
+        try:
+            return self.read(value).SerializeToString()
+        except (DecodeError, RecursionError):  # as Python's protobuf reports a message nested more than 100 deep
+            raise JsonError("exceeded max depth: a message may be nested 100 deep, a txn 49") from None
 
 
 @lru_cache(maxsize=4)

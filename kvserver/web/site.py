@@ -158,8 +158,11 @@ class Site:
                 return PageTarget(lambda exchange: exchange.send_body(200, b"", b""))
         path = start_line.path.partition("?")[0]
         if not path.startswith("/"):
-            path = urlsplit(path).path
-        page = self._pages.get(path) or self._page_trees.get("/" + path.split("/", 2)[1] if path else "")
+            try:
+                path = urlsplit(path).path
+            except ValueError as error:
+                return refusal(400, f"400 Bad Request: {error}")
+        page = self._pages.get(path) or self._page_trees.get("/" + path.removeprefix("/").partition("/")[0])
         if page is not None:
             return PageTarget(page)
         for prefix in PREFIXES:
