@@ -856,6 +856,11 @@ def _check_sizes(config: Config) -> None:
     for name in ("snapshot_count", "max_txn_ops", "max_request_bytes", "max_concurrent_streams", "auth_token_ttl"):
         if getattr(config, name) <= 0:
             raise ConfigError(f"--{name.replace('_', '-')} must be >0 (set to {getattr(config, name)})")
+    if config.max_request_bytes > limits.REQUEST_BYTES_CONFIGURABLE_MAX:
+        raise ConfigError(
+            f"--max-request-bytes={config.max_request_bytes} is too large: at most "
+            f"{limits.REQUEST_BYTES_CONFIGURABLE_MAX} fit a record of the log"
+        )
     if config.quota_backend_bytes < 0:
         raise ConfigError(f"--quota-backend-bytes must be >=0 (set to {config.quota_backend_bytes})")
     if not 4 <= config.bcrypt_cost <= 31:

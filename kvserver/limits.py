@@ -24,6 +24,12 @@ WAL_FRAME_BYTES_MAX = 64 * 1024 * 1024
 """Raw bytes of one WAL frame, so of one record: bounds the memory that reading a log may take. Larger batches are
 split into several frames."""
 
+ENTRIES_RECORD_BYTES_MAX = 32 * 1024 * 1024
+"""Entry data of one record: more is split into several, so that with their lengths they always fit a frame."""
+
+REQUEST_BYTES_CONFIGURABLE_MAX = 32 * 1024 * 1024
+"""Largest value of ``--max-request-bytes``: one entry has to fit one record, and one message a connection's share."""
+
 WAL_COMPRESS_BYTES_MIN = 512
 """Records below this are stored raw: compressing 300 bytes saves no disk block. At most one sector (512), because a raw
 payload must never hold a whole sector of zeros; see ``kvserver.storage.segment``."""

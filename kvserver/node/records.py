@@ -14,6 +14,7 @@ import struct
 from collections.abc import Sequence
 from itertools import accumulate
 
+from kvserver import limits
 from kvserver.raft import Entry, HardState
 
 ENTRIES = 1
@@ -30,9 +31,10 @@ class RecordError(Exception):
 
 
 def encode_entries(entries: Sequence[Entry]) -> list[bytes]:
-    """Encode consecutive entries as record payloads, one for each run of equal terms.
+    """Encode consecutive entries as record payloads, one for each run of equal terms, as far as it fits one record.
 
-    Runs are nearly always one: entries of several terms meet in one batch only while a member catches up.
+    Runs are nearly always one: entries of several terms meet in one batch only while a member catches up, and many
+    requests of the largest size have to arrive at once to exceed a record.
     """
     first, last = entries[0], entries[-1]
     if first.term != last.term:
@@ -40,11 +42,14 @@ def encode_entries(entries: Sequence[Entry]) -> list[bytes]:
         return [*encode_entries(entries[:cut]), *encode_entries(entries[cut:])]
     count = len(entries)
     datas = [entry.data for entry in entries]
+    lengths = list(map(len, datas))
+    if sum(lengths) > limits.ENTRIES_RECORD_BYTES_MAX and count > 1:
+        return [*encode_entries(entries[: count // 2]), *encode_entries(entries[count // 2 :])]
     types = bytes([entry.type for entry in entries])
     all_normal = not any(types)
     parts = [
         _ENTRIES_HEADER.pack(first.index, first.term, count, all_normal),
-        struct.pack(f"<{count}I", *map(len, datas)),
+        struct.pack(f"<{count}I", *lengths),
     ]
     if not all_normal:
         parts.append(types)

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kvserver import limits
 from kvserver.node import records
 from kvserver.raft import Entry, HardState
 
@@ -54,3 +55,12 @@ def test_hard_state_and_marker_come_back_and_refuse_other_lengths() -> None:
     for decode in (records.decode_hard_state, records.decode_marker):
         with pytest.raises(records.RecordError, match="expected"):
             decode(b"short")
+
+
+def test_a_batch_larger_than_a_record_becomes_several(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "ENTRIES_RECORD_BYTES_MAX", 1000)
+    batch = [Entry(3, index, 0, bytes([index]) * (900 if index == 7 else 300)) for index in range(1, 14)]
+    batch.append(Entry(3, 14, 0, bytes(2000)))
+    payloads = records.encode_entries(batch)
+    assert fields([entry for payload in payloads for entry in records.decode_entries(payload)]) == fields(batch)
+    assert all(len(payload) < 1100 or len(records.decode_entries(payload)) == 1 for payload in payloads)
