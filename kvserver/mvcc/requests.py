@@ -75,12 +75,12 @@ def options_of(request: RangeRequest) -> RangeOptions:
     )
 
 
-def range_body(result: RangeResult) -> bytes:
-    """Encode what a range found: everything of RangeResponse behind the header."""
+def range_answer(header: bytes, result: RangeResult) -> bytes:
+    """Encode what a range found, behind a framed header; one copy, as an answer may be tens of megabytes."""
     tail = b"\x18\x01" if result.more else b""
     if result.count:
         tail += b"\x20" + varint(result.count)
-    return b"".join(result.kvs) + tail
+    return b"".join([header, *result.kvs, tail])
 
 
 def apply_range(store: Store, request: RangeRequest, header: Header) -> bytes:
@@ -90,7 +90,7 @@ def apply_range(store: Store, request: RangeRequest, header: Header) -> bytes:
         CompactedError, FutureRevisionError: the revision is out of what the store keeps.
     """
     result = store.range(request.key, request.range_end, options_of(request))
-    return header(store.revision) + range_body(result)
+    return range_answer(header(store.revision), result)
 
 
 def apply_range_slices(store: Store, request: RangeRequest, header: Header) -> Generator[None, None, bytes]:
@@ -101,7 +101,8 @@ def apply_range_slices(store: Store, request: RangeRequest, header: Header) -> G
     """
     revision = store.revision
     result = yield from store.range_slices(request.key, request.range_end, options_of(request))
-    return header(revision) + range_body(result)
+    yield
+    return range_answer(header(revision), result)
 
 
 def put_keeping(store: Store, request: PutRequest) -> bytes:

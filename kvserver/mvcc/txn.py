@@ -25,7 +25,7 @@ from kvserver.mvcc.requests import (
     delete_range_body,
     options_of,
     put_keeping,
-    range_body,
+    range_answer,
 )
 from kvserver.mvcc.store import Store
 from kvserver.proto.kv_pb2 import KeyValue
@@ -287,7 +287,7 @@ def _run(store: Store, path: _Path) -> bytes:
         elif kind == "request_range":
             ranged = operation.request_range
             result = store.range(ranged.key, ranged.range_end, options_of(ranged))
-            answer = _header(store) + range_body(result)
+            answer = range_answer(_header(store), result)
             field = b"\x0a"
         elif kind == "request_delete_range":
             deletion = operation.request_delete_range
