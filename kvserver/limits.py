@@ -37,8 +37,10 @@ payload must never hold a whole sector of zeros; see ``kvserver.storage.segment`
 WAL_READ_BYTES = 1024 * 1024
 """Bytes read at a time when a log is scanned."""
 
-SNAPSHOT_CHUNK_BYTES_MAX = 4 * 1024 * 1024
-"""Largest chunk of a snapshot file; the memory that writing or reading one may take, however large the snapshot."""
+SNAPSHOT_CHUNK_BYTES_MAX = 64 * 1024 * 1024
+"""Largest chunk of a snapshot file, and so the memory that writing or reading one may take, however large the snapshot.
+Most have a quarter of a megabyte; the largest hold one value of the largest configurable request, or two million
+leases."""
 
 SNAPSHOT_SYNC_BYTES = 8 * 1024 * 1024
 """A snapshot being written is synced whenever so much is dirty, so that its flush does not delay the log's syncs."""
