@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from contextlib import AsyncExitStack
 from types import TracebackType
 
 from kvserver import limits
@@ -72,9 +73,9 @@ class Server:
             StartupError: a port, the data directory or the configuration cannot be used; says which and why.
         """
         config = self.config
-        self._closed = asyncio.get_running_loop().create_future()
         assembly = assemble(config, self._fs, self._rng, self._wake)
         self._assembly = assembly
+        self._closed = asyncio.get_running_loop().create_future()
         try:
             engine = assembly.engine
             service = NodeService(
@@ -100,6 +101,7 @@ class Server:
                 clock=self._clock,
                 monitor=monitor,
                 tick_seconds=config.heartbeat_interval / 1000,
+                slow_apply_seconds=config.warning_apply_duration,
                 crash_points=self._crash_points,
                 on_failure=self._failed,
                 flush=grpc_server.flush,
@@ -119,17 +121,19 @@ class Server:
         web, self._web = self._web, None
         runner, self._runner = self._runner, None
         assembly, self._assembly = self._assembly, None
-        if assembly is not None:
-            assembly.engine.stop()
-        if web is not None:
-            await web.stop(limits.SHUTDOWN_GRACE_SECONDS)
-        if runner is not None:
-            await runner.stop()
-        if assembly is not None:
-            assembly.data_dir.wal.close()
-            assembly.data_dir.lock.release()
-        if self._closed is not None and not self._closed.done():
-            self._closed.set_result(None)
+        async with AsyncExitStack() as stack:  # all of it, whatever fails
+            stack.callback(self._set_closed)
+            if assembly is not None:
+                stack.callback(assembly.data_dir.lock.release)
+                stack.callback(assembly.data_dir.wal.close)
+            if runner is not None:
+                stack.push_async_callback(runner.stop)
+            if web is not None:
+                stack.push_async_callback(web.stop, limits.SHUTDOWN_GRACE_SECONDS)
+            if assembly is not None:
+                stack.callback(assembly.engine.stop)
+            if runner is not None:
+                await runner.drain(limits.SHUTDOWN_GRACE_SECONDS)
 
     async def wait_closed(self) -> None:
         """Wait until the server was stopped.
@@ -180,6 +184,11 @@ class Server:
     def _failed(self, error: StartupError) -> None:
         if self._closed is not None and not self._closed.done():
             self._closed.set_exception(error)
+            self._closed.exception()  # marks it as seen: not everybody waits
+
+    def _set_closed(self) -> None:
+        if self._closed is not None and not self._closed.done():
+            self._closed.set_result(None)
 
 
 def _wire_limits(config: Config) -> WireLimits:

@@ -262,6 +262,17 @@ class Engine:
         for done in waiters:
             done(result)
 
+    def drain(self) -> None:
+        """Refuse what comes from now on; what is under way goes on."""
+        self._stopped = True
+
+    @property
+    def is_drained(self) -> bool:
+        """Whether nobody waits for an answer any more."""
+        return not (self._pending or self._reads or self._read_rounds or self._confirmed) and all(
+            job.done is None for job in (*self._jobs_running, *self._jobs)
+        )
+
     def stop(self) -> None:
         """Refuse what comes from now on and answer all who wait."""
         self._stopped = True
@@ -441,6 +452,11 @@ class Engine:
         return self._was_leader
 
     @property
+    def is_serving(self) -> bool:
+        """Whether this member leads, alone, and has applied all that was committed before."""
+        return self.raft.reads_are_local() and self.machine.applied_index >= self.raft.commit_index
+
+    @property
     def pending_count(self) -> int:
         """Proposals that wait for their entry to be applied."""
         return len(self._pending)
@@ -458,11 +474,12 @@ class Engine:
 
     def _after_apply(self, applied: int) -> None:
         settings = self.settings
+        machine = self.machine
         if self._campaign_at is not None:
             self._maybe_campaign()
-        self.reads_are_local = self.raft.reads_are_local() and not self._stopped
+        self.reads_are_local = self.raft.reads_are_local() and not machine.corrupt and not self._stopped
         # Entries stay in memory for members that lag; the only member of a cluster has nobody to keep them for.
-        alone = self.machine.conf_state.voters == (self.member_id,) and not self.machine.conf_state.learners
+        alone = machine.conf_state.voters == (self.member_id,) and not machine.conf_state.learners
         kept = 0 if alone else settings.snapshot_catchup_entries
         if applied - self.raft.first_index() >= kept + limits.RAFT_LOG_SLACK_ENTRIES:
             self.raft.compact(applied - kept)
@@ -524,6 +541,8 @@ class Engine:
 
     def _revoke_expired(self) -> None:
         """Propose the revoke of leases whose time is over: expiry is decided here, by the leader, and nowhere else."""
+        if self.machine.corrupt:
+            return  # it would be refused
         for lease_id in self.machine.lessor.expired(self.machine.now, self.settings.lease_revokes_per_tick):
             if lease_id in self._revoking:
                 continue

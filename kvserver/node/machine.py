@@ -28,6 +28,7 @@ from kvserver.node import kinds
 from kvserver.node.answers import HeaderEncoder
 from kvserver.node.membership import Member, Membership
 from kvserver.proto.rpc_pb2 import (
+    CORRUPT,
     NOSPACE,
     AlarmMember,
     AlarmRequest,
@@ -56,6 +57,15 @@ Done = Callable[[Result], None]
 """The completion of a request."""
 
 SNAPSHOT_FORMAT = 1
+
+_REFUSED_WHEN_CORRUPT = (
+    kinds.PUT,
+    kinds.DELETE_RANGE,
+    kinds.TXN,
+    kinds.COMPACT,
+    kinds.LEASE_GRANT,
+    kinds.LEASE_REVOKE,
+)
 
 
 class Job:
@@ -94,8 +104,14 @@ class StateMachine:
         self.conf_changes: list[ConfChange] = []
         self._progress_interval_ticks = progress_interval_ticks
         self.no_space = False
+        """Whether NOSPACE is raised, by any member."""
+        self.corrupt = False
+        """Whether CORRUPT is raised, by any member."""
         self._alarms: dict[tuple[int, AlarmType.ValueType], None] = {}
-        self._appliers: dict[int, Applier] = {
+        self._appliers = self._normal_appliers()
+
+    def _normal_appliers(self) -> dict[int, Applier]:
+        return {
             kinds.PUT[0]: self._apply_put,
             kinds.DELETE_RANGE[0]: self._apply_delete_range,
             kinds.TXN[0]: self._apply_txn,
@@ -238,15 +254,22 @@ class StateMachine:
 
         Raises:
             CompactedError, FutureRevisionError: the revision is out of what the store keeps.
+            CorruptError: that alarm is raised.
         """
+        if self.corrupt:
+            raise errors.CorruptError
         return apply_range(self.store, request, self.headers.framed)
 
     def range_slices(self, request: RangeRequest) -> Generator[None, None, bytes]:
-        """Answer a large range in slices."""
+        """Answer a large range in slices; raises as :meth:`range` does."""
+        if self.corrupt:
+            raise errors.CorruptError
         return apply_range_slices(self.store, request, self.headers.framed)
 
     def read_txn(self, request: TxnRequest) -> Result:
         """Run a txn that writes nothing."""
+        if self.corrupt:
+            return errors.CorruptError()
         try:
             return execute(self.store, request, self.headers.framed)
         except KvError as error:
@@ -259,16 +282,26 @@ class StateMachine:
         return [AlarmMember(memberID=member_id, alarm=kind) for member_id, kind in sorted(self._alarms)]
 
     def _alarms_changed(self) -> None:
-        """Choose how writes are applied: while NOSPACE is raised, those that make the store grow are refused."""
-        self.no_space = any(kind == NOSPACE for _, kind in self._alarms)
-        growing = self.no_space
-        self._appliers[kinds.PUT[0]] = self._refuse_growth if growing else self._apply_put
-        self._appliers[kinds.LEASE_GRANT[0]] = self._refuse_growth if growing else self._apply_lease_grant
-        self._appliers[kinds.TXN[0]] = self._apply_shrinking_txn if growing else self._apply_txn
+        """Choose how entries are applied: NOSPACE refuses what makes the store grow, CORRUPT all but alarms."""
+        raised = [kind for _, kind in self._alarms]
+        self.no_space = NOSPACE in raised
+        self.corrupt = CORRUPT in raised
+        self._appliers = self._normal_appliers()
+        if self.no_space:
+            self._appliers[kinds.PUT[0]] = self._refuse_growth
+            self._appliers[kinds.LEASE_GRANT[0]] = self._refuse_growth
+            self._appliers[kinds.TXN[0]] = self._apply_shrinking_txn
+        if self.corrupt:
+            for kind in _REFUSED_WHEN_CORRUPT:
+                self._appliers[kind[0]] = self._refuse_corrupt
 
     @staticmethod
     def _refuse_growth(data: bytes, request: object) -> Result:
         raise errors.NoSpaceError
+
+    @staticmethod
+    def _refuse_corrupt(data: bytes, request: object) -> Result:
+        raise errors.CorruptError
 
     def _apply_shrinking_txn(self, data: bytes, request: object) -> Result:
         if not isinstance(request, TxnRequest):

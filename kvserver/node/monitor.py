@@ -17,6 +17,8 @@ BATCH_BOUNDS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 class Monitor:
     """Histograms of loop stalls, collector pauses, log writes and their batches, and the worst stall seen."""
 
+    INTERVAL_SECONDS = 0.02
+
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._handle: asyncio.TimerHandle | None = None
@@ -29,8 +31,7 @@ class Monitor:
         self.batch_entries = Histogram(BATCH_BOUNDS)
         self.snapshot_seconds = Histogram()
         self.wal_bytes = 0
-
-    INTERVAL_SECONDS = 0.02
+        self.slow_applies = 0
 
     def start(self) -> None:
         """Begin to watch the running loop."""

@@ -69,7 +69,6 @@ class DataDir:
     wal: Wal
     snapshotter: Snapshotter
     identity: Identity
-    is_new: bool
     hard_state: HardState
     entries: list[Entry]
     snapshot: SnapshotRef | None
@@ -99,9 +98,12 @@ def open_data_dir(fs: FileSystem, data_path: Path, wal_path: Path, fresh: Identi
     """
     member_path = data_path / "member"
     snap_path = member_path / "snap"
-    for path in (data_path, member_path, snap_path):
-        fs.mkdir(str(path))
-    lock = fs.lock(str(member_path / "lock"))
+    try:
+        for path in (data_path, member_path, snap_path):
+            fs.mkdir(str(path))
+        lock = fs.lock(str(member_path / "lock"))
+    except OSError as error:
+        raise DataDirError(f"{data_path}: cannot be used as --data-dir: {error}") from error
     try:
         _refuse_foreign(fs, snap_path)
         snapshotter = Snapshotter(fs, str(snap_path))
@@ -114,7 +116,7 @@ def open_data_dir(fs: FileSystem, data_path: Path, wal_path: Path, fresh: Identi
             wal = Wal.create(fs, str(wal_path), fresh.encode())
             for _ in wal.replay():
                 raise DataDirError(f"{wal_path}: a log that was created just now has records")
-            return DataDir(lock, wal, snapshotter, fresh, True, HardState(0, 0, 0), [], None, [])
+            return DataDir(lock, wal, snapshotter, fresh, HardState(0, 0, 0), [], None, [])
         return _read_back(fs, lock, str(wal_path), snapshotter)
     except BaseException:
         lock.release()
@@ -131,6 +133,18 @@ def _refuse_foreign(fs: FileSystem, snap_path: Path) -> None:
 
 def _read_back(fs: FileSystem, lock: Lock, wal_path: str, snapshotter: Snapshotter) -> DataDir:
     wal = Wal.open(fs, wal_path)
+    try:
+        return _replay(lock, wal, snapshotter)
+    except records.RecordError as error:
+        wal.close()
+        raise DataDirError(f"{wal_path}: {error}: it is foreign, or a newer version wrote it") from error
+    except BaseException:
+        wal.close()
+        raise
+
+
+def _replay(lock: Lock, wal: Wal, snapshotter: Snapshotter) -> DataDir:
+    wal_path = wal.directory
     identity = Identity.decode(wal.metadata, wal_path)
     hard_state = HardState(0, 0, 0)
     batches = _Batches(wal_path)
@@ -149,13 +163,20 @@ def _read_back(fs: FileSystem, lock: Lock, wal_path: str, snapshotter: Snapshott
             raise DataDirError(
                 f"{wal_path}: record of type {record.type} at {record.position} is unknown: a newer version wrote it"
             )
-    snapshot = _newest_snapshot(snapshotter, markers)
+
+    def counts(info: SnapshotInfo) -> bool:
+        return (info.index, info.term) in markers
+
+    newest = snapshotter.newest_valid(counts)
+    snapshot = None if newest is None else SnapshotRef(newest.index, newest.term, snapshotter.open(newest))
     begins = batches.first_index
     if begins > (snapshot.index if snapshot else 0) + 1:
         reach = f"the newest usable snapshot ends at {snapshot.index}" if snapshot else "there is no usable snapshot"
         raise DataDirError(
             f"{wal_path}: the log begins at entry {begins}, but {reach}; restore a snapshot into a new directory"
         )
+    # A snapshot without a marker never counted; left there, it would take the place of one that does.
+    snapshotter.prune(accept=counts)
     entries = batches.entries_after(snapshot.index if snapshot else 0)
     last_term = entries[-1].term if entries else (snapshot.term if snapshot else 0)
     last_index = entries[-1].index if entries else (snapshot.index if snapshot else 0)
@@ -167,21 +188,7 @@ def _read_back(fs: FileSystem, lock: Lock, wal_path: str, snapshotter: Snapshott
         hard_state.vote if hard_state.term >= last_term else 0,
         max(floor, min(hard_state.commit, last_index)),
     )
-    return DataDir(lock, wal, snapshotter, identity, False, hard_state, entries, snapshot, positions)
-
-
-def _newest_snapshot(snapshotter: Snapshotter, markers: set[tuple[int, int]]) -> SnapshotRef | None:
-    """Read the newest snapshot that counts: its marker is in the log, and every chunk verifies."""
-
-    def counts(info: SnapshotInfo) -> bool:
-        return (info.index, info.term) in markers
-
-    newest = snapshotter.newest_valid(counts)
-    # A snapshot without a marker never counted; left there, it would take the place of one that does.
-    snapshotter.prune(accept=counts)
-    if newest is None:
-        return None
-    return SnapshotRef(newest.index, newest.term, snapshotter.open(newest))
+    return DataDir(lock, wal, snapshotter, identity, hard_state, entries, snapshot, positions)
 
 
 class _Batches:

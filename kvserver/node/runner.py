@@ -12,6 +12,7 @@ import logging
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from queue import SimpleQueue
 
 from kvserver import limits
@@ -20,7 +21,7 @@ from kvserver.node.crash_points import CrashPoints
 from kvserver.node.engine import Engine, Persist, SnapshotOrder
 from kvserver.node.monitor import Monitor
 from kvserver.runtime import Clock
-from kvserver.storage import Position, Snapshotter, StorageFailedError, Wal, WriteBatch
+from kvserver.storage import Position, SnapshotInfo, Snapshotter, StorageFailedError, Wal, WriteBatch
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +54,9 @@ class DiskThread:
                 outcome: Position | StorageFailedError = self._wal.write(batch)
             except StorageFailedError as error:
                 outcome = error
+            except Exception as error:
+                log.exception("the log thread failed")
+                outcome = StorageFailedError(f"the write-ahead log cannot be written: {error!r}")
             try:
                 self._loop.call_soon_threadsafe(done, outcome)
             except RuntimeError:
@@ -61,7 +65,21 @@ class DiskThread:
 
 
 class Runner:
-    """Drives one engine."""
+    """Drives one engine.
+
+    Args:
+        engine: what to drive.
+        wal: its log, replayed.
+        snapshotter: its snapshots.
+        segment_positions: the first entry's index and the position of each log segment.
+        clock: monotonic time.
+        monitor: gets the measurements.
+        tick_seconds: the engine's tick.
+        slow_apply_seconds: applying for longer than this is worth a warning.
+        crash_points: where a test wants the process to die.
+        on_failure: called once when the member had to stop by itself.
+        flush: called at the end of a turn, to send what it answered.
+    """
 
     def __init__(
         self,
@@ -73,6 +91,7 @@ class Runner:
         clock: Clock,
         monitor: Monitor,
         tick_seconds: float,
+        slow_apply_seconds: float,
         crash_points: CrashPoints | None = None,
         on_failure: Callable[[StartupError], None],
         flush: Callable[[], None] = lambda: None,
@@ -82,9 +101,10 @@ class Runner:
         self._snapshotter = snapshotter
         self._clock = clock
         self._tick_seconds = tick_seconds
+        self._slow_apply_seconds = slow_apply_seconds
         self._crash = crash_points or CrashPoints()
         self._on_failure = on_failure
-        self.flush = flush
+        self._flush = flush
         self._loop = asyncio.get_running_loop()
         self._disk = DiskThread(wal, self._loop)
         self._snapshot_thread = ThreadPoolExecutor(1, thread_name_prefix="kvserver-snapshot")
@@ -93,6 +113,8 @@ class Runner:
         self._turn_scheduled = False
         self._work_scheduled = False
         self._failed = False
+        self._stopping = False
+        self._drained: asyncio.Event | None = None
         self._idle: asyncio.Future[None] | None = None
         self._write_seconds = 0.0
         self._in_flight: Persist | None = None
@@ -101,7 +123,7 @@ class Runner:
         self._snapshot_positions: list[Position] = []
         self._monitor = monitor
         self.ready: asyncio.Future[None] = self._loop.create_future()
-        """Done when this member serves: it leads, and has applied an entry of its term."""
+        """Done when this member serves: it leads, and has applied all that was committed before; fails if it cannot."""
 
     # -- life -----------------------------------------------------------------------------------------------------
 
@@ -118,8 +140,21 @@ class Runner:
             self._turn_scheduled = True
             self._loop.call_soon(self._turn)
 
+    async def drain(self, grace_seconds: float) -> None:
+        """Refuse new requests, and let those under way end for at most ``grace_seconds``."""
+        self.engine.drain()
+        if self._failed or self._ticker is None or self.engine.is_drained:
+            return
+        self._drained = asyncio.Event()
+        try:
+            async with asyncio.timeout(grace_seconds):
+                await self._drained.wait()
+        except TimeoutError:
+            log.warning("requests did not end within %.1f s of the stop", grace_seconds)
+
     async def stop(self) -> None:
-        """Refuse new requests, finish the write under way, end the threads."""
+        """Refuse new requests, finish the write under way, give up a snapshot, end the threads."""
+        self._stopping = True
         self.engine.stop()
         self._monitor.stop()
         if self._ticker is not None:
@@ -129,28 +164,28 @@ class Runner:
         if self._in_flight is not None and not self._failed:
             self._idle = self._loop.create_future()
             await self._idle
-        await self._loop.run_in_executor(None, self._disk.close)
+        await self._loop.run_in_executor(None, self._end_threads)
+
+    def _end_threads(self) -> None:
+        self._disk.close()
         self._snapshot_thread.shutdown()
 
     # -- turns ----------------------------------------------------------------------------------------------------
 
     def _turn(self) -> None:
         self._turn_scheduled = False
-        if self._failed:
+        if self._failed or self._stopping:
             return
         try:
             self._run_turn()
-        except StorageFailedError as error:
-            self._fail("the disk failed", error)
         except Exception as error:
-            # Entries may have been handed out and not applied: going on would make this member differ from the log.
-            log.exception("a turn of the engine failed")
-            self._fail("applying the log failed", error)
+            self._fail(error)
 
     def _run_turn(self) -> None:
         engine = self.engine
+        now = self._clock.monotonic
         # What is applied in this turn was asked for before it: a lease never gets less than its full time.
-        engine.machine.now = self._clock.monotonic()
+        engine.machine.now = now()
         crash = self._crash
         while (output := engine.ready()) is not None:
             persist = output.persist
@@ -162,7 +197,7 @@ class Runner:
                 if persist.ready is not None:
                     self._monitor.batch_entries.observe(len(persist.ready.entries))
                 self._in_flight = persist
-                self._written_at = self._clock.monotonic()
+                self._written_at = now()
                 if batch is not None:
                     self._monitor.wal_bytes += batch.payload_bytes
                 if batch is None:
@@ -174,6 +209,7 @@ class Runner:
             if output.snapshot is not None:
                 self._snapshot_task = self._loop.create_task(self._save_snapshot(output.snapshot))
             crash.reach("after_save_before_apply")
+            started = now()
             answers = engine.apply()
             for done, result in answers:
                 try:
@@ -182,11 +218,16 @@ class Runner:
                     log.exception("an answer could not be given")
             if answers:
                 crash.reach("after_answers")
-        self.flush()
+                if now() - started > self._slow_apply_seconds:
+                    self._monitor.slow_applies += 1
+                    log.warning("applying and answering %d requests took %.3f s", len(answers), now() - started)
+        self._flush()
         if engine.has_work:
             self._schedule_work()
-        if engine.reads_are_local and not self.ready.done():
+        if not self.ready.done() and engine.is_serving:
             self.ready.set_result(None)
+        if self._drained is not None and engine.is_drained:
+            self._drained.set()
 
     def _schedule_work(self) -> None:
         if not self._work_scheduled:
@@ -195,24 +236,39 @@ class Runner:
 
     def _work(self) -> None:
         self._work_scheduled = False
+        if self._failed or self._stopping:
+            return
         until = self._clock.monotonic() + limits.WORK_SLICE_SECONDS
-        while more := self.engine.work():
-            if self._clock.monotonic() >= until:
-                break
+        try:
+            while more := self.engine.work():
+                if self._clock.monotonic() >= until:
+                    break
+        except Exception as error:
+            self._fail(error)
+            return
         if more:
             self._schedule_work()
+        elif self._drained is not None and self.engine.is_drained:
+            self._drained.set()
 
     def _tick(self) -> None:
         self._ticker = self._loop.call_later(self._tick_seconds, self._tick)
-        self.engine.tick(self._clock.monotonic())
+        try:
+            self.engine.tick(self._clock.monotonic())
+        except Exception as error:
+            self._fail(error)
 
     # -- disk -----------------------------------------------------------------------------------------------------
 
     def _written_by_thread(self, outcome: Position | StorageFailedError) -> None:
         if isinstance(outcome, StorageFailedError):
-            self._fail("the disk failed", outcome)
+            self._fail(outcome)
             return
-        self._written(outcome)
+        try:
+            self._written(outcome)
+        except Exception as error:
+            self._fail(error)
+            return
         self._turn()
 
     def _written(self, position: Position | None) -> None:
@@ -256,48 +312,68 @@ class Runner:
     def _release_before(self, position: Position | None) -> None:
         """On the snapshot thread: unlinking large files takes tens of milliseconds."""
         self._snapshotter.prune()
-        if position is None:
-            return
-        try:
+        if position is not None:
             self._wal.release_before(position)
-        except StorageFailedError as error:
-            log.warning("old log segments stay: %s", error)
 
-    def _fail(self, what: str, error: Exception) -> None:
-        """Stop for good: nothing is acknowledged any more, and the process has to end."""
+    def _fail(self, error: Exception) -> None:
+        """Stop for good: nothing is acknowledged any more, and the process has to end.
+
+        After a failed write nobody knows what is on the disk. After a failed turn entries may have been handed out and
+        not applied, and this member would differ from its log.
+        """
+        if self._failed:
+            return
         self._failed = True
-        log.critical("%s, the member stops: %s", what, error)
+        if isinstance(error, StorageFailedError):
+            what = "the disk failed"
+            log.critical("%s, the member stops: %s", what, error)
+        else:
+            what = "applying the log failed"
+            log.critical("%s, the member stops", what, exc_info=error)
+        failure = StartupError(f"{what}: {error}")
+        if self._ticker is not None:
+            self._ticker.cancel()
         self.engine.stop()
+        if not self.ready.done():
+            self.ready.set_exception(failure)
         if self._idle is not None and not self._idle.done():
             self._idle.set_result(None)
-        self._on_failure(StartupError(f"{what}: {error}"))
+        if self._drained is not None:
+            self._drained.set()
+        self._on_failure(failure)
 
     # -- snapshots ------------------------------------------------------------------------------------------------
 
     async def _save_snapshot(self, order: SnapshotOrder) -> None:
-        """Save a snapshot: chunks are made on the loop, one a pass, compressed and written on a thread."""
-        run = self._loop.run_in_executor
-        thread = self._snapshot_thread
         started = self._clock.monotonic()
         try:
-            writer = await run(thread, self._snapshotter.create, order.index, order.term)
-            try:
-                for chunk in order.chunks:
-                    await run(thread, writer.write, chunk)
-                info = await run(thread, writer.commit)
-            except BaseException:
-                await run(thread, writer.abort)
-                raise
-            self._crash.reach("after_snapshot_before_marker")
-        except (StorageFailedError, OSError) as error:
-            log.error("could not save the snapshot at index %d: %s", order.index, error)
-            self.engine.snapshot_failed(KvError(f"snapshot failed: {error}"))
+            info = await self._write_snapshot(order)
+        except Exception as error:
+            # The log is whole, so nothing is lost; what a full disk does to the log shows there.
+            log.error("could not save the snapshot at index %d", order.index, exc_info=error)
+            self.engine.snapshot_failed(KvError(f"kvserver: snapshot failed: {error}"))
             return
-        self._monitor.snapshot_seconds.observe(self._clock.monotonic() - started)
-        log.info(
-            "saved snapshot at index %d, %d bytes, in %.3f s",
-            order.index,
-            info.size_bytes,
-            self._clock.monotonic() - started,
-        )
+        if info is None:
+            return
+        self._crash.reach("after_snapshot_before_marker")
+        seconds = self._clock.monotonic() - started
+        self._monitor.snapshot_seconds.observe(seconds)
+        log.info("saved snapshot at index %d, %d bytes, in %.3f s", order.index, info.size_bytes, seconds)
         self.engine.snapshot_saved(order, info.size_bytes)
+
+    async def _write_snapshot(self, order: SnapshotOrder) -> SnapshotInfo | None:
+        """Write a snapshot: chunks are made on the loop, one a pass, compressed and written on a thread.
+
+        Returns:
+            The file, or None if the member stops meanwhile.
+        """
+        run = partial(self._loop.run_in_executor, self._snapshot_thread)
+        writer = await run(self._snapshotter.create, order.index, order.term)
+        try:
+            for chunk in order.chunks:
+                if self._stopping:
+                    return None
+                await run(writer.write, chunk)
+            return await run(writer.commit)
+        finally:
+            await run(writer.abort)  # nothing, after a commit
