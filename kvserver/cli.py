@@ -114,7 +114,7 @@ def set_up_logging(level: str = "info", log_format: str = "json", outputs: Seque
             handlers.append(logging.StreamHandler(sys.stdout))
         else:
             try:
-                handlers.append(logging.FileHandler(output, encoding="utf-8"))
+                handlers.append(logging.FileHandler(output, encoding="utf-8", errors="backslashreplace"))
             except OSError as error:
                 raise StartupError(f"--log-outputs={output}: {(error.strerror or str(error)).lower()}") from error
     formatter = ConsoleFormatter() if log_format == "console" else JsonFormatter()
@@ -163,6 +163,8 @@ def help_text() -> str:
         lines.append(f"  --{spec.name.replace('_', '-')} '{shown}'\n    {flag.help}")
         if flag.refusal:
             lines.append(f"    Not supported yet: {flag.refusal}.")
+        if flag.idle:
+            lines.append(f"    No effect in this version: {flag.idle}.")
     lines.append(
         f"\nFlags of etcd that are accepted and change nothing ({len(IGNORED)}): --" + ", --".join(sorted(IGNORED))
     )

@@ -188,6 +188,8 @@ class Flag(Generic[T]):
     aliases: tuple[str, ...] = ()
     refusal: str = ""
     """Why a value other than the default is refused by this version; empty: it works."""
+    idle: str = ""
+    """Why the flag changes nothing in this version; empty: it does."""
 
     @property
     def is_bool(self) -> bool:
@@ -204,13 +206,16 @@ def _flag(
     shown: str | None = None,
     aliases: tuple[str, ...] = (),
     refusal: str = "",
+    idle: str = "",
 ) -> T:
-    flag = Flag(parse, section, help, shown, aliases, refusal)
+    flag = Flag(parse, section, help, shown, aliases, refusal, idle)
     return field(default=default, metadata={"flag": flag})
 
 
 _NO_TLS = "this version serves plain connections only; put a TLS proxy in front of it, or leave the flag out"
 _NO_CLUSTER = "this version runs clusters of one member"
+_NO_PEERS = "a cluster of one member has no peers"
+_NO_AUTH = "this version has no authentication"
 
 _IGNORED_TEXT = """
 backend-batch-interval backend-batch-limit backend-bbolt-freelist-type discovery-fallback discovery-proxy
@@ -264,13 +269,25 @@ class Config:
         1000, parse_unsigned, MEMBER, "Time (in milliseconds) for an election to timeout; at least 5 heartbeats."
     )
     listen_peer_urls: tuple[str, ...] = _flag(
-        (DEFAULT_PEER_URL,), parse_urls, MEMBER, "List of URLs to listen on for peer traffic."
+        (DEFAULT_PEER_URL,), parse_urls, MEMBER, "List of URLs to listen on for peer traffic.", idle=_NO_PEERS
     )
     listen_client_urls: tuple[str, ...] = _flag(
         (DEFAULT_CLIENT_URL,), parse_urls, MEMBER, "List of URLs to listen on for client traffic (gRPC and HTTP)."
     )
-    max_snapshots: int = _flag(5, parse_unsigned, MEMBER, "Maximum number of snapshot files to retain.")
-    max_wals: int = _flag(5, parse_unsigned, MEMBER, "Maximum number of wal files to retain.")
+    max_snapshots: int = _flag(
+        5,
+        parse_unsigned,
+        MEMBER,
+        "Maximum number of snapshot files to retain.",
+        idle=f"{limits.SNAPSHOTS_KEPT} are kept, the newest and one to fall back on",
+    )
+    max_wals: int = _flag(
+        5,
+        parse_unsigned,
+        MEMBER,
+        "Maximum number of wal files to retain.",
+        idle="those that a kept snapshot needs are kept",
+    )
     quota_backend_bytes: int = _flag(
         0, parse_unsigned, MEMBER, "Raise alarms when the store exceeds the given size (0 is 2 GiB)."
     )
@@ -296,7 +313,7 @@ class Config:
         False, parse_bool, MEMBER, "Set SO_REUSEPORT on listeners, allowing rebinding of a port already in use."
     )
     socket_reuse_address: bool = _flag(
-        False, parse_bool, MEMBER, "Set SO_REUSEADDR on listeners (always set on Unix, as Go and asyncio do)."
+        False, parse_bool, MEMBER, "Set SO_REUSEADDR on listeners.", idle="on Unix it is always set, as Go does"
     )
 
     initial_advertise_peer_urls: tuple[str, ...] = _flag(
@@ -327,7 +344,11 @@ class Config:
         shown=DEFAULT_CLIENT_URL,
     )
     strict_reconfig_check: bool = _flag(
-        True, parse_bool, CLUSTERING, "Reject reconfiguration requests that would cause quorum loss."
+        True,
+        parse_bool,
+        CLUSTERING,
+        "Reject reconfiguration requests that would cause quorum loss.",
+        idle=_NO_PEERS,
     )
     pre_vote: bool = _flag(True, parse_bool, CLUSTERING, "Run an additional Raft election phase.")
     discovery: str = _flag(
@@ -422,11 +443,15 @@ class Config:
     auth_token: str = _flag(
         "simple", parse_text, AUTH, "Specify a v3 authentication token type and its options ('simple' or 'jwt')."
     )
-    bcrypt_cost: int = _flag(10, parse_unsigned, AUTH, "Cost of hashing passwords with bcrypt, 4 to 31.")
-    auth_token_ttl: int = _flag(300, parse_unsigned, AUTH, "Time (in seconds) a simple token lives.")
+    bcrypt_cost: int = _flag(10, parse_unsigned, AUTH, "Cost of hashing passwords with bcrypt, 4 to 31.", idle=_NO_AUTH)
+    auth_token_ttl: int = _flag(300, parse_unsigned, AUTH, "Time (in seconds) a simple token lives.", idle=_NO_AUTH)
 
     metrics: str = _flag(
-        "basic", _one_of("basic", "extensive"), MONITORING, "Detail of metrics; extensive adds gRPC histograms."
+        "basic",
+        _one_of("basic", "extensive"),
+        MONITORING,
+        "Detail of metrics; extensive adds gRPC histograms.",
+        idle="histograms of single calls are not kept",
     )
     listen_metrics_urls: tuple[str, ...] = _flag(
         (), parse_urls, MONITORING, "List of URLs to listen on for the metrics and health endpoints."
@@ -462,6 +487,7 @@ class Config:
         CORRUPTION,
         "Compare hashes with the other members before serving.",
         aliases=("experimental-initial-corrupt-check",),
+        idle=_NO_PEERS,
     )
     corrupt_check_time: float = _flag(
         0.0,
@@ -470,6 +496,7 @@ class Config:
         "Interval of comparing hashes with the other members (0: never).",
         shown="0s",
         aliases=("experimental-corrupt-check-time",),
+        idle=_NO_PEERS,
     )
     compact_hash_check: bool = _flag(
         False,
@@ -477,6 +504,7 @@ class Config:
         CORRUPTION,
         "Compare hashes of compacted revisions with the other members.",
         aliases=("compact-hash-check-enabled", "experimental-compact-hash-check-enabled"),
+        idle=_NO_PEERS,
     )
     compact_hash_check_time: float = _flag(
         60.0,
@@ -485,9 +513,14 @@ class Config:
         "Interval of those comparisons.",
         shown="1m",
         aliases=("experimental-compact-hash-check-time",),
+        idle=_NO_PEERS,
     )
     unsafe_no_fsync: bool = _flag(
-        False, parse_bool, OURS, "Disables fsync: unsafe, will cause data loss; for throw-away tests."
+        False,
+        parse_bool,
+        OURS,
+        "Disables fsync: unsafe, will cause data loss; for throw-away tests.",
+        idle="every write is synced",
     )
 
     notices: tuple[str, ...] = field(default=(), compare=False, repr=False)
@@ -742,6 +775,8 @@ def _build(given: Given, notices: list[str]) -> Config:
         if field_name.endswith("_urls") and value == () and field_name != "listen_metrics_urls":
             continue  # an empty list of URLs means the default, as in etcd
         values[field_name], written[field_name] = value, where
+        if flag.idle and value != Config.__dataclass_fields__[field_name].default:
+            notices.append(f"{where} has no effect in this version: {flag.idle}")
     if "listen_client_urls" in values and "advertise_client_urls" not in values:
         raise ConfigError(
             "--advertise-client-urls is required when --listen-client-urls is set explicitly "
@@ -753,8 +788,6 @@ def _build(given: Given, notices: list[str]) -> Config:
         notices.append("--quota-backend-bytes is more than the recommended maximum of 8 GiB")
     if config.max_request_bytes > 10 << 20:
         notices.append("--max-request-bytes is more than the recommended maximum of 10 MiB")
-    if config.unsafe_no_fsync:
-        notices.append("--unsafe-no-fsync is set: a crash of the machine will lose acknowledged writes")
     return replace(config, notices=tuple(notices))
 
 
@@ -769,6 +802,7 @@ def _validate(config: Config) -> None:
             raise ConfigError(
                 f"--{name} must be given as {type(spec.default).__name__}, not {type(value).__name__} ({value!r})"
             )
+        _check_text(name, value)
         if flag.refusal and value != spec.default:
             raise ConfigError(f"--{name}={_shown(value)} is not supported: {flag.refusal}")
         if spec.name.endswith("_urls"):
@@ -788,8 +822,20 @@ def _validate(config: Config) -> None:
     token_kind = config.auth_token.partition(",")[0]
     if token_kind != "simple":
         if token_kind == "jwt":
-            raise ConfigError(f"--auth-token={token_kind} is not supported: this version has no authentication")
+            raise ConfigError(f"--auth-token={token_kind} is not supported: {_NO_AUTH}")
         raise ConfigError(f"--auth-token={config.auth_token}: auth: invalid auth options; expected simple or jwt,...")
+
+
+def _check_text(name: str, value: object) -> None:
+    """Refuse what is not Unicode, as arguments that are not UTF-8 come; only a path may be any bytes."""
+    if name.endswith(("-dir", "-file")) or name == "log-outputs":
+        return
+    for text in value if isinstance(value, tuple) else (value,):
+        if isinstance(text, str) and not text.isascii():
+            try:
+                text.encode()
+            except UnicodeEncodeError:
+                raise ConfigError(f"--{name}={text!a} is not UTF-8 text") from None
 
 
 def _shown(value: object) -> str:

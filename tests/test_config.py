@@ -249,7 +249,27 @@ def test_no_flag_is_both_known_and_ignored() -> None:
 def test_unusual_sizes_are_told() -> None:
     assert "more than the recommended maximum of 8 GiB" in load("--quota-backend-bytes", str(9 << 30)).notices[0]
     assert "10 MiB" in load("--max-request-bytes", str(11 << 20)).notices[0]
-    assert "will lose acknowledged writes" in load("--unsafe-no-fsync").notices[0]
+
+
+def test_flags_without_an_effect_say_so() -> None:
+    assert load("--unsafe-no-fsync").notices == (
+        "flag -unsafe-no-fsync has no effect in this version: every write is synced",
+    )
+    assert "no effect in this version" in load("--max-wals=9").notices[0]
+    assert load("--max-wals=5", "--unsafe-no-fsync=false").notices == ()
+
+
+def test_text_that_is_not_unicode_is_refused_but_in_paths() -> None:
+    with pytest.raises(ConfigError, match=r"--name='n.*udcff' is not UTF-8 text"):
+        load("--name", "n\udcff")
+    with pytest.raises(ConfigError, match="--initial-cluster-token"):
+        load("--initial-cluster-token", "\udcff")
+    assert load("--data-dir", "d\udcff").data_dir == "d\udcff"
+
+
+def test_a_request_size_that_the_log_cannot_take_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"--max-request-bytes=33554433 is too large: at most 33554432"):
+        load("--max-request-bytes", str((32 << 20) + 1))
 
 
 def test_a_name_alone_makes_a_cluster_of_that_name() -> None:
