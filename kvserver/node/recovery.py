@@ -3,7 +3,7 @@
 Layout, below the data directory (0700)::
 
     member/lock            held by the process that uses the directory
-    member/wal/*.wal       the write-ahead log (``--wal-dir`` puts it elsewhere)
+    member/wal/*.wal       the write-ahead log (``--wal-dir`` puts it elsewhere, with a lock of its own)
     member/snap/*.snap     the newest snapshots of the state
 
 Reading back: the newest snapshot whose marker is in the log and whose file verifies, then every record of the log in
@@ -101,10 +101,12 @@ def open_data_dir(fs: FileSystem, data_path: Path, wal_path: Path, fresh: Identi
     try:
         for path in (data_path, member_path, snap_path):
             fs.mkdir(str(path))
-        lock = fs.lock(str(member_path / "lock"))
+        lock: Lock = fs.lock(str(member_path / "lock"))
     except OSError as error:
         raise DataDirError(f"{data_path}: cannot be used as --data-dir: {error}") from error
     try:
+        if wal_path != member_path / "wal":
+            lock = _with_log(fs, lock, str(wal_path))
         _refuse_foreign(fs, snap_path)
         snapshotter = Snapshotter(fs, str(snap_path))
         if not Wal.exists(fs, str(wal_path)):
@@ -121,6 +123,26 @@ def open_data_dir(fs: FileSystem, data_path: Path, wal_path: Path, fresh: Identi
     except BaseException:
         lock.release()
         raise
+
+
+class _Locks:
+    """The lock of a data directory and that of a log outside it, which another member may have been given too."""
+
+    def __init__(self, *locks: Lock) -> None:
+        self._locks = locks
+
+    def release(self) -> None:
+        """Give both up."""
+        for lock in self._locks:
+            lock.release()
+
+
+def _with_log(fs: FileSystem, lock: Lock, wal_path: str) -> Lock:
+    try:
+        fs.mkdir(wal_path)
+        return _Locks(lock, fs.lock(f"{wal_path}/lock"))
+    except OSError as error:
+        raise DataDirError(f"{wal_path}: cannot be used as --wal-dir: {error}") from error
 
 
 def _refuse_foreign(fs: FileSystem, snap_path: Path) -> None:

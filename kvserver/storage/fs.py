@@ -261,7 +261,7 @@ class OsFileSystem:
             os.close(fd)
             who = f"process {holder}" if holder.isdigit() else "another process"
             raise DataDirError(
-                f"{path}: the data directory is in use by {who}; stop that node or choose another --data-dir"
+                f"{path}: the directory is in use by {who}; stop that node or choose another --data-dir or --wal-dir"
             ) from None
         except BaseException:
             os.close(fd)

@@ -97,7 +97,7 @@ def test_a_second_process_is_told_who_holds_the_data_directory(tmp_path: Path) -
         "except DataDirError as error: print(error)\n"
     )
     answer = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=30, check=True)
-    assert f"{path}: the data directory is in use by process {os.getpid()}" in answer.stdout
+    assert f"{path}: the directory is in use by process {os.getpid()}" in answer.stdout
     lock.release()
     answer = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=30, check=True)
     assert answer.stdout == ""

@@ -635,7 +635,7 @@ class SimFileSystem:
     def lock(self, path: str) -> SimLock:
         self.step("lock", path)
         if path in self.locks:
-            raise DataDirError(f"{path}: the data directory is in use by another process")
+            raise DataDirError(f"{path}: the directory is in use by another process")
         self.locks.add(path)
         return SimLock(self, path)
 
