@@ -95,55 +95,31 @@ etcd_server_proposals_applied_total gauge The total number of consensus proposal
 etcd_server_proposals_pending gauge The current number of pending proposals to commit.
 etcd_server_proposals_failed_total counter The total number of failed proposals seen.
 etcd_server_slow_apply_total counter The total number of slow apply requests (likely overloaded from slow disk).
-etcd_server_slow_read_indexes_total counter The total number of pending read indexes not in sync with leader's or timed out read index requests.
 etcd_server_read_indexes_failed_total counter The total number of failed read indexes seen.
 etcd_server_quota_backend_bytes gauge Current backend storage quota size in bytes.
-etcd_server_heartbeat_send_failures_total counter The total number of leader heartbeat send failures (likely overloaded from slow disk).
-etcd_server_snapshot_apply_in_progress_total gauge 1 if the server is applying the incoming snapshot. 0 if none.
 etcd_server_health_success gauge The total number of successful health checks
 etcd_server_health_failures gauge The total number of failed health checks
 etcd_disk_wal_fsync_duration_seconds histogram The latency distributions of fsync called by WAL.
 etcd_disk_wal_write_bytes_total gauge Total number of bytes written in WAL.
-etcd_disk_backend_commit_duration_seconds histogram The latency distributions of applying a batch of committed entries.
-etcd_disk_backend_snapshot_duration_seconds histogram The latency distribution of snapshots sent to clients.
-etcd_disk_backend_defrag_duration_seconds histogram The latency distribution of defragmentation.
 etcd_network_client_grpc_sent_bytes_total counter The total number of bytes sent to grpc clients.
 etcd_network_client_grpc_received_bytes_total counter The total number of bytes received from grpc clients.
-etcd_network_peer_sent_bytes_total{To} counter The total number of bytes sent to peers.
-etcd_network_peer_received_bytes_total{From} counter The total number of bytes received from peers.
-etcd_network_peer_sent_failures_total{To} counter The total number of send failures from peers.
-etcd_network_peer_received_failures_total{From} counter The total number of receive failures from peers.
 etcd_mvcc_db_total_size_in_bytes gauge Total size of the underlying database physically allocated in bytes.
 etcd_mvcc_db_total_size_in_use_in_bytes gauge Total size of the underlying database logically in use in bytes.
 etcd_mvcc_put_total counter Total number of puts seen by this member.
 etcd_mvcc_delete_total counter Total number of deletes seen by this member.
-etcd_mvcc_range_total counter Total number of ranges seen by this member.
 etcd_mvcc_txn_total counter Total number of txns seen by this member.
 etcd_mvcc_keys_total gauge Total number of keys.
-etcd_mvcc_events_total counter Total number of events sent by this member.
 etcd_debugging_mvcc_keys_total gauge Total number of keys.
-etcd_debugging_mvcc_range_total counter Total number of ranges seen by this member.
 etcd_debugging_mvcc_current_revision gauge The current revision of store.
 etcd_debugging_mvcc_compact_revision gauge The revision of the last compaction in store.
 etcd_debugging_mvcc_watch_stream_total gauge Total number of watch streams.
 etcd_debugging_mvcc_watcher_total gauge Total number of watchers.
 etcd_debugging_mvcc_slow_watcher_total gauge Total number of unsynced slow watchers.
-etcd_debugging_mvcc_events_total counter Total number of events sent by this member.
-etcd_debugging_mvcc_pending_events_total gauge Total number of pending events to be sent.
-etcd_debugging_mvcc_total_put_size_in_bytes gauge The total size of put kv pairs seen by this member.
-etcd_debugging_mvcc_db_compaction_keys_total counter Total number of db keys compacted.
-etcd_debugging_mvcc_db_compaction_last gauge The unix time of the last db compaction. Resets to 0 on start.
-etcd_debugging_mvcc_db_compaction_total_duration_milliseconds histogram Bucketed histogram of db compaction total duration.
-etcd_debugging_mvcc_db_compaction_pause_duration_milliseconds histogram Bucketed histogram of db compaction pause duration.
 etcd_debugging_snap_save_total_duration_seconds histogram The total latency distributions of save called by snapshot.
 etcd_debugging_lease_granted_total counter The total number of granted leases.
 etcd_debugging_lease_revoked_total counter The total number of revoked leases.
 etcd_debugging_lease_renewed_total counter The number of renewed leases seen by the leader.
-etcd_debugging_lease_ttl_total histogram Bucketed histogram of lease TTLs.
 etcd_debugging_server_lease_expired_total counter The total number of expired leases.
-etcd_debugging_store_reads_total{action} counter Total number of reads action by (get/getRecursive), local to this member.
-etcd_debugging_store_writes_total{action} counter Total number of writes (e.g. set/compareAndDelete) seen by this member.
-etcd_debugging_store_watchers gauge Count of currently active watchers.
 grpc_server_started_total{grpc_type,grpc_service,grpc_method} counter Total number of RPCs started on the server.
 grpc_server_handled_total{grpc_type,grpc_service,grpc_method,grpc_code} counter Total number of RPCs completed on the server, regardless of success or failure.
 grpc_server_msg_received_total{grpc_type,grpc_service,grpc_method} counter Total number of RPC stream messages received on the server.
@@ -157,8 +133,6 @@ kvserver_http_requests_total counter HTTP requests read, gateway and pages.
 kvserver_loop_stall_seconds histogram Delays of the event loop beyond its schedule.
 kvserver_gc_pause_seconds histogram Pauses of the cyclic garbage collector.
 kvserver_wal_batch_entries histogram Entries written with one fsync.
-kvserver_watch_lag_revisions gauge Revisions that the slowest watcher is behind.
-kvserver_lock_waiters gauge Calls that wait for a lock or an election.
 """)  # noqa: E501 - one metric a line
 
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Iterable
-from math import ceil, inf
+from math import inf
 from typing import NamedTuple
 
 from kvserver import errors
@@ -36,7 +36,7 @@ class Lease:
 
 
 class TimeToLive(NamedTuple):
-    """What is left of a lease, in whole seconds, its TTL, and its keys in order."""
+    """What is left of a lease in seconds, cut off as etcd does, its TTL, and its keys in order."""
 
     remaining: int
     granted: int
@@ -222,5 +222,5 @@ class Lessor:
         lease = self._leases.get(lease_id)
         if lease is None:
             raise errors.LeaseNotFoundError
-        remaining = lease.ttl if lease.expiry is None else ceil(lease.expiry - now)
+        remaining = lease.ttl if lease.expiry is None else int(lease.expiry - now)
         return TimeToLive(remaining, lease.ttl, sorted(lease.keys) if keys else [])

@@ -142,7 +142,10 @@ class Engine:
         self.reads_are_local = False
         self.leader_changes = 0
         self.proposals_failed = 0
+        self.reads_failed = 0
         self.leases_expired = 0
+        self.leases_renewed = 0
+        """Counted by the facade, which renews them."""
 
     # -- inputs ---------------------------------------------------------------------------------------------------
 
@@ -596,6 +599,7 @@ class Engine:
             late = [ready for ready, since in group if since <= oldest]
             if late:
                 group[:] = [item for item in group if item[1] > oldest]
+                self.reads_failed += len(late)
                 for ready in late:
                     ready(errors.RequestTimeoutError())
 

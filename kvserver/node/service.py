@@ -169,6 +169,7 @@ class NodeService:
             return
         try:
             ttl = self._lessor.renew(request.ID, self._clock.monotonic())
+            self._engine.leases_renewed += 1
         except errors.LeaseNotFoundError:
             ttl = 0
         done(LeaseKeepAliveResponse(header=self.response_header(), ID=request.ID, TTL=ttl).SerializeToString())

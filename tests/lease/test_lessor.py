@@ -74,7 +74,7 @@ def test_promotion_gives_the_full_ttl_and_the_extension() -> None:
     lessor.grant(1, 10)
     lessor.promote(100.0, extend=1.5)
     assert lessor.expired(111.4, 10) == []
-    assert lessor.time_to_live(1, 100.0).remaining == 12
+    assert lessor.time_to_live(1, 100.0).remaining == 11
     assert lessor.expired(111.5, 10) == [1]
 
 
@@ -88,7 +88,7 @@ def test_renewal() -> None:
     assert lessor.expired(15.0, 10) == [2, 1]
     with pytest.raises(errors.LeaseNotFoundError):
         lessor.renew(2, 10.0)
-    assert lessor.time_to_live(1, 7.5).remaining == 8
+    assert lessor.time_to_live(1, 7.5).remaining == 7
     assert lessor.time_to_live(2, 10.5).remaining == 0
 
 
