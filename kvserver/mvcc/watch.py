@@ -286,11 +286,7 @@ class WatchableStore:
     @property
     def has_work(self) -> bool:
         """Whether :meth:`sync_unsynced` has something to do."""
-        return (
-            bool(self._unsynced)
-            or not self.settled
-            or self._cancelled_below != self.store.compact_revision
-        )
+        return bool(self._unsynced) or not self.settled or self._cancelled_below != self.store.compact_revision
 
     def new_stream(self, sink: WatchSink) -> WatchStream:
         """Open a stream of watchers that deliver to ``sink``."""
