@@ -290,7 +290,7 @@ WATCHES = Scenario(
         stop("at compaction", signal.SIGKILL),
         start("negative", "watch foo --rev=100000000"),
         stop("negative", signal.SIGKILL),
-        start("bad line", "watch -i", stdin="nonsense\nwatch\n", lines=1),
+        start("bad line", "watch -i", stdin="nonsense\nwatch\n", lines=2),
         stop("bad line", signal.SIGKILL),
     ],
 )
