@@ -219,10 +219,11 @@ class Engine:
         self.machine.now = now
         self._ticks += 1
         self.raft.tick()
-        if self._was_leader:
-            self._revoke_expired()
-            self._compact_by_itself()
-        self._watch_space()
+        if not self._stopped:
+            if self._was_leader:
+                self._revoke_expired()
+                self._compact_by_itself()
+            self._watch_space()
         self._expire_requests()
         self.machine.watchable.tick(self._ticks)
         self.wake()
@@ -287,9 +288,12 @@ class Engine:
         self._reads = []
         self._read_rounds.clear()
         self._confirmed.clear()
-        self._snapshot_waiters += self._snapshot_wishes
+        self._snapshot_wanted = False
+        waiters = [*self._snapshot_waiters, *self._snapshot_wishes]
+        self._snapshot_waiters = []
         self._snapshot_wishes = []
-        self._snapshot_ended(errors.StoppedError())
+        for done in waiters:
+            done(errors.StoppedError())
         jobs = [*self._jobs_running, *self._jobs]
         self._jobs_running.clear()
         self._jobs.clear()
@@ -489,6 +493,7 @@ class Engine:
         if (
             applied - self._snapshot_index >= settings.snapshot_count
             and not self._snapshot_running
+            and not self._stopped
             and self._bytes_since_snapshot >= self._snapshot_bytes - limits.SNAPSHOT_SMALL_BYTES
         ):
             self._snapshot_wanted = True
@@ -602,6 +607,8 @@ class Engine:
                 self.reads_failed += len(late)
                 for ready in late:
                     ready(errors.RequestTimeoutError())
+        for context in [context for context, group in self._read_rounds.items() if not group]:
+            del self._read_rounds[context]
 
 
 def _isolated(steps: Generator[None, None, bytes]) -> Generator[None, None, bytes]:

@@ -187,6 +187,7 @@ class Runner:
         # What is applied in this turn was asked for before it: a lease never gets less than its full time.
         engine.machine.now = now()
         crash = self._crash
+        self._turn_scheduled = True  # what wakes the engine in here is seen by the next ready
         while (output := engine.ready()) is not None:
             persist = output.persist
             if persist is not None:
@@ -221,6 +222,7 @@ class Runner:
                 if now() - started > self._slow_apply_seconds:
                     self._monitor.slow_applies += 1
                     log.warning("applying and answering %d requests took %.3f s", len(answers), now() - started)
+        self._turn_scheduled = False
         self._flush()
         if engine.has_work:
             self._schedule_work()
@@ -264,6 +266,7 @@ class Runner:
         if isinstance(outcome, StorageFailedError):
             self._fail(outcome)
             return
+        self._turn_scheduled = True  # right below
         try:
             self._written(outcome)
         except Exception as error:
